@@ -1,0 +1,1 @@
+"""From a dense matrix to a structured one."""

@@ -1,0 +1,159 @@
+"""Counting a program: what it stores, and what one run of it costs per sample."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from onematrix.errors import ShapeError
+from onematrix.programs.block_matrix import Block, BlockMatrix, leading
+from onematrix.programs.joins import contraction_axes
+from onematrix.programs.part import Part
+from onematrix.programs.program import Program
+from onematrix.programs.schedule import Loop, Node, Row, Seq, Step, loop_matrices
+from onematrix.structures.sizes import evaluate_size, multiply_sizes
+from onematrix.structures.tree import index_bytes, stored_numbers
+
+
+@dataclass(frozen=True)
+class Work:
+    """Cost of running a node once, per sample.
+
+    products: block products; dense_entries: entries of the whole block matrices applied, zeros included;
+    nonzeros: entries of the blocks applied; multiply_adds: of the fast forms and contractions;
+    joined, activated: numbers that go through a join or an activation.
+    """
+
+    products: int = 0
+    dense_entries: int = 0
+    nonzeros: int = 0
+    multiply_adds: int = 0
+    joined: int = 0
+    activated: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def times(self, number: int) -> "Work":
+        """The cost of running it that often."""
+        return Work(*(getattr(self, f.name) * number for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a program stores and costs.
+
+    blocks: different blocks; stored_numbers: floating-point numbers, ties once; index_bytes: bytes of
+    integer arrays; nonzeros: of the different blocks; work: of one run per sample.
+    """
+
+    blocks: int
+    stored_numbers: int
+    index_bytes: int
+    nonzeros: int
+    work: Work
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of one run per sample (1 multiply-add = 2 flops)."""
+        return self.work.multiply_adds
+
+
+def count(program: Program, sizes: Mapping[str, int]) -> Counts:
+    """Counts of a program with its named sizes fixed. Raises ShapeError naming a size that is not given."""
+    if missing := sorted(program.free_sizes() - set(sizes)):
+        raise ShapeError(f"counts: named sizes {missing} are free; fix them, as in counts({missing[0]}=10)")
+    different: dict[int, tuple[Part, Part, Block]] = {}
+    for row, column, block in program.blocks():
+        different.setdefault(id(block), (program.parts[row], program.parts[column], block))
+    structures = program.structures
+    return Counts(
+        blocks=len(different),
+        stored_numbers=stored_numbers(*structures),
+        index_bytes=index_bytes(*structures),
+        nonzeros=sum(
+            b.structure.at(**sizes).nonzeros() * _repeats(t, b, sizes) for t, _, b in different.values()
+        ),
+        work=_work(program.schedule, program, sizes),
+    )
+
+
+def _work(node: Node, program: Program, sizes: Mapping[str, int]) -> Work:
+    if isinstance(node, Step):
+        return sum((_row_work(row, program, sizes) for row in node.rows), _whole_matrix(node, program, sizes))
+    if isinstance(node, Seq):
+        return sum((_work(child, program, sizes) for child in node.body), Work())
+    if node.over is None:
+        rounds = node.at_most if node.times is None else evaluate_size(node.times, sizes)
+        init = _map_work(node.init, program, sizes, None) if node.init is not None else Work()
+        return init + _work(node.body, program, sizes).times(rounds)
+    per_tick = _work(node.body, program, sizes)
+    once = Work()
+    for name, matrix in loop_matrices(node):
+        work = _map_work(matrix, program, sizes, node if name in ("feed", "output") else None)
+        once, per_tick = (once + work, per_tick) if name == "init" else (once, per_tick + work)
+    return once + per_tick.times(evaluate_size(node.length, sizes))
+
+
+def _row_work(row: Row, program: Program, sizes: Mapping[str, int]) -> Work:
+    target = program.parts[row.part]
+    work = Work()
+    for blocks in row.sums:
+        for _, block in blocks:
+            work = work + _block_work(target, block, sizes)
+    size = evaluate_size(target.features, sizes)
+    if row.activation.name != "identity":
+        work = work + Work(activated=size)
+    if row.join is not None:
+        work = work + Work(joined=size * (len(row.sums) - 1), multiply_adds=_contraction(row, program, sizes))
+    return work
+
+
+def _whole_matrix(step: Step, program: Program, sizes: Mapping[str, int]) -> Work:
+    """Entries a dense product with the whole block matrices would touch: (Σ widths)² per matrix used."""
+    names = {row.part for row in step.rows} | {name for row in step.rows for name in row.reads()}
+    names.discard("one")
+    width = sum(evaluate_size(program.parts[name].features, sizes) for name in names)
+    return Work(dense_entries=width * width * len(step.matrices))
+
+
+def _contraction(row: Row, program: Program, sizes: Mapping[str, int]) -> int:
+    """Multiply-adds of an einsum: the product of the lengths of all its axes (the target knows most of them)."""
+    if row.join is None or row.join.pattern is None:
+        return 0
+    operands, output = contraction_axes(row.join.pattern)
+    lengths = dict(zip(output, program.parts[row.part].at(sizes), strict=False))
+    for axes, blocks in zip(operands, row.sums, strict=True):
+        for column, block in blocks:
+            shape = program.parts[column].at(sizes)
+            if block.structure.name == "identity" and len(shape) == len(axes):
+                lengths |= dict(zip(axes, shape, strict=True))
+    total = 1
+    for axis in {name for operand in operands for name in operand}:
+        if axis not in lengths:
+            raise ShapeError(f"row {row.part!r}: the length of axis {axis!r} of {row.join} is not known")
+        total *= lengths[axis]
+    return total
+
+
+def _map_work(matrix: BlockMatrix, program: Program, sizes: Mapping[str, int], loop: Loop | None) -> Work:
+    work = Work()
+    for (row, _), block in matrix:
+        target = program.parts[row]
+        if loop is not None and loop.outputs is matrix:
+            target = target.peel(loop.length) or target
+        work = work + _block_work(target, block, sizes)
+    return work
+
+
+def _block_work(target: Part, block: Block, sizes: Mapping[str, int]) -> Work:
+    structure = block.structure.at(**sizes)
+    repeats = _repeats(target, block, sizes)
+    return Work(products=1, nonzeros=structure.nonzeros(), multiply_adds=structure.multiply_adds()).times(
+        repeats
+    )
+
+
+def _repeats(target: Part, block: Block, sizes: Mapping[str, int]) -> int:
+    if block.on == "all":
+        return 1
+    before = leading(target, block.structure.shape[0]) or ()
+    return evaluate_size(multiply_sizes(*before), sizes)

@@ -1,0 +1,148 @@
+"""Flow: what each node reads and writes, what is undefined, live, and how deep a step is."""
+
+from collections.abc import Mapping
+
+from onematrix.errors import ProgramError, ShapeError
+from onematrix.programs.part import ONE, Part
+from onematrix.programs.schedule import Loop, Node, Row, Seq, Step
+from onematrix.structures.identity import Identity
+
+
+def check_flow(node: Node, parts: Mapping[str, Part], defined: set[str], where: str = "schedule") -> set[str]:
+    """The parts defined after the node. Raises ProgramError when a part is read that nothing has written."""
+    if isinstance(node, Step):
+        for row in node.rows:
+            _require(row.reads(), defined, parts, f"{where}: row {row.part!r}")
+        return defined | {row.part for row in node.rows}
+    if isinstance(node, Seq):
+        for number, child in enumerate(node.body, start=1):
+            defined = check_flow(child, parts, defined, f"{where}, {number} of {len(node.body)}")
+        return defined
+    return _check_loop(node, parts, defined, where)
+
+
+def _check_loop(loop: Loop, parts: Mapping[str, Part], defined: set[str], where: str) -> set[str]:
+    where = f"{where}, loop"
+    for matrix in (loop.init, loop.feeds):
+        for (row, column), _ in matrix or ():
+            _require([column], defined, parts, f"{where}: {row!r} ← {column!r}")
+    if loop.over is None:
+        init = set(loop.init.rows) if loop.init is not None else set()
+        return check_flow(loop.body, parts, defined | init | written(loop.body), where)
+    if loop.valid is not None:
+        _require([loop.valid], defined, parts, f"{where}: valid")
+    carried = set(loop.carry.rows) if loop.carry is not None else set()
+    fed = set(loop.feeds.rows) if loop.feeds is not None else set()
+    for name in set(loop.init.rows if loop.init is not None else ()) - carried:
+        raise ProgramError(
+            f"{where}: init gives {name!r}, which the carry does not list; carried: {sorted(carried)}"
+        )
+    inside = check_flow(loop.body, parts, {ONE, *carried, *fed}, f"{where} over {loop.over}")
+    for name, matrix in (("output", loop.outputs), ("carry", loop.carry)):
+        for (row, column), _ in matrix or ():
+            _require([column], inside, parts, f"{where}, {name} {row!r} ← {column!r}")
+    stacked = set(loop.outputs.rows) if loop.outputs is not None else set()
+    return (defined - (written(loop.body) | fed)) | carried | stacked
+
+
+def _require(names: list[str], defined: set[str], parts: Mapping[str, Part], who: str) -> None:
+    for name in names:
+        if name not in defined and parts[name].kind != "noise":
+            raise ProgramError(
+                f"{who} reads part {name!r}, which nothing has written at that point; defined: {sorted(defined)}",
+                part=name,
+            )
+
+
+def written(node: Node) -> set[str]:
+    """Parts a node writes, at any depth, that are visible to what follows it in the same scope."""
+    if isinstance(node, Step):
+        return {row.part for row in node.rows}
+    if isinstance(node, Seq):
+        return set().union(*(written(child) for child in node.body))
+    if node.over is None:
+        return written(node.body) | set(node.init.rows if node.init is not None else ())
+    outer = (m.rows for m in (node.outputs, node.carry) if m is not None)
+    return set().union(*outer)
+
+
+def live_rows(node: Node, live: set[str]) -> tuple[list[tuple[Step, list[Row]]], set[str]]:
+    """Per step in order the rows whose value reaches a live part, and the parts live before the node.
+
+    A loop's body is listed once, with what is live in a tick between others.
+    """
+    if isinstance(node, Step):
+        rows = [row for row in node.rows if row.part in live]
+        reads = {name for row in rows for name in row.reads()}
+        return [(node, rows)], (live - {row.part for row in node.rows}) | reads
+    if isinstance(node, Seq):
+        found: list[tuple[Step, list[Row]]] = []
+        for child in reversed(node.body):
+            steps, live = live_rows(child, live)
+            found = steps + found
+        return found, live
+    return _live_loop(node, live)
+
+
+def _live_loop(loop: Loop, live: set[str]) -> tuple[list[tuple[Step, list[Row]]], set[str]]:
+    if loop.over is None:
+        while True:
+            steps, before = live_rows(loop.body, live)
+            if before <= live:
+                break
+            live = live | before
+        init = {c for (r, c), _ in loop.init or () if r in live}
+        return steps, (live - written(loop)) | init
+    outer = {c for (r, c), _ in loop.outputs or () if r in live}
+    carried = live & set(loop.carry.rows if loop.carry is not None else ())
+    while True:
+        at_end = outer | {c for (r, c), _ in loop.carry or () if r in carried}
+        steps, before = live_rows(loop.body, at_end)
+        more = carried | (before & set(loop.carry.rows if loop.carry is not None else ()))
+        if more == carried:
+            break
+        carried = more
+    sources = {c for (r, c), _ in loop.feeds or () if r in before}
+    sources |= {c for (r, c), _ in loop.init or () if r in carried}
+    return steps, (live - written(loop)) | sources | ({loop.valid} if loop.valid else set())
+
+
+def depth(step: Step) -> int | None:
+    """Smallest K for which the step applied K times is exact from any content of the rows that do not hold.
+
+    Rows that hold (one identity block on themselves) are given; None when the others depend on each other
+    in a cycle.
+    """
+    reads = {row.part: set(row.reads()) for row in step.rows if not _holds(row)}
+    levels: dict[str, int] = {}
+    while len(levels) < len(reads):
+        ready = {
+            p: r
+            for p, r in reads.items()
+            if p not in levels and all(s not in reads or s in levels for s in r)
+        }
+        if not ready:
+            return None
+        for part, sources in ready.items():
+            levels[part] = 1 + max((levels[s] for s in sources if s in reads), default=0)
+    return max(levels.values(), default=0)
+
+
+def _holds(row: Row) -> bool:
+    if len(row.sums) != 1 or len(row.sums[0]) != 1 or row.activation.name != "identity":
+        return False
+    column, block = row.sums[0][0]
+    return column == row.part and isinstance(block.structure, Identity)
+
+
+def check_shapes(node: Node, parts: Mapping[str, Part]) -> None:
+    """Raise ShapeError where a join or a valid mask does not fit its parts."""
+    if isinstance(node, Seq):
+        for child in node.body:
+            check_shapes(child, parts)
+    elif isinstance(node, Loop):
+        if node.valid is not None and parts[node.valid].shape != (node.over,):
+            raise ShapeError(
+                f"loop valid={node.valid!r}: shape ({node.over},) was needed, got {parts[node.valid].shape}"
+            )
+        check_shapes(node.body, parts)

@@ -1,0 +1,90 @@
+"""How a module owns the tensors of a value: parameters and buffers it can rebuild the value from.
+
+Floating-point tensors become parameters (the same object where it already is one), integer tensors
+buffers, each once. The module keeps a plan made of data: no tensor, no closure. It therefore survives
+.to(), deepcopy, state_dict, FSDP and functional_call, and ties stay ties.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from onematrix.structures.base import Structure
+from onematrix.structures.tree import Layout, layout, leaves, rebuild
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Where each tensor of some structures lives in a module, and how to rebuild the structures from there."""
+
+    slots: tuple[tuple[str, ...], ...]  # path of attribute names per slot
+    layouts: tuple[Layout, ...]
+
+
+def name_leaves(structures: Sequence[Structure], prefixes: Sequence[str]) -> dict[str, Tensor]:
+    """name → tensor for every different tensor; the first place that uses a tensor gives it its name."""
+    table: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for structure, prefix in zip(structures, prefixes, strict=True):
+        for path, tensor in leaves(structure):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                table[_free_name(f"{prefix}{path}", table)] = tensor
+    return table
+
+
+def _free_name(name: str, taken: Mapping[str, Tensor]) -> str:
+    number, candidate = 2, name
+    while candidate in taken:
+        number, candidate = number + 1, f"{name}_{number}"
+    return candidate
+
+
+def adopt(module: nn.Module, structures: Sequence[Structure], table: Mapping[str, Tensor]) -> Ownership:
+    """Register every tensor of `table` in `module` under its dotted name, and plan how to rebuild.
+
+    Dots in a name become submodules, so that state_dict shows exactly the names of the table.
+    """
+    slots: dict[int, int] = {}
+    paths = []
+    for number, (name, tensor) in enumerate(table.items()):
+        path = tuple(name.split("."))
+        _register(_room(module, path[:-1]), path[-1], tensor)
+        slots[id(tensor)] = number
+        paths.append(path)
+    return Ownership(tuple(paths), tuple(layout(s, slots) for s in structures))
+
+
+def slot_tensors(module: nn.Module, ownership: Ownership) -> list[Tensor]:
+    """The tensors the module holds now, by slot."""
+    tensors = []
+    for path in ownership.slots:
+        place = module
+        for name in path[:-1]:
+            place = place._modules[name]  # type: ignore[assignment]
+        tensors.append(getattr(place, path[-1]))
+    return tensors
+
+
+def rebuild_all(module: nn.Module, ownership: Ownership) -> list[Structure]:
+    """The structures over the tensors the module holds now."""
+    tensors = slot_tensors(module, ownership)
+    return [rebuild(plan, tensors) for plan in ownership.layouts]
+
+
+def _room(module: nn.Module, path: tuple[str, ...]) -> nn.Module:
+    for name in path:
+        if name not in module._modules:
+            module.add_module(name, nn.Module())
+        module = module._modules[name]  # type: ignore[assignment]
+    return module
+
+
+def _register(place: nn.Module, name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        place.register_parameter(name, tensor)
+    elif tensor.is_floating_point():
+        place.register_parameter(name, nn.Parameter(tensor.detach()))
+    else:
+        place.register_buffer(name, tensor)

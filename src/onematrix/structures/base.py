@@ -1,0 +1,304 @@
+"""The contract every structure fulfils. A structure is a value: a kind of matrix and its numbers."""
+
+import abc
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from onematrix.errors import BudgetError, DTypeError, FitError, OneMatrixError, ShapeError
+from onematrix.structures.sizes import Size, check_budget, evaluate_size
+
+STRUCTURES: dict[str, type["Structure"]] = {}
+
+S = TypeVar("S", bound="Structure")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted structure, its relative Frobenius error, and the error theory predicts (None: not known)."""
+
+    structure: "Structure"
+    error: float
+    predicted: float | None = None
+
+
+class Structure(abc.ABC):
+    """A matrix A: (m, n). Subclasses are frozen, final dataclasses; vectors are rows, y = x Aᵀ.
+
+    Fields are tensors (contiguous, at least 1-d), structures, tuples of structures, int, str or bool.
+    A subclass defines `shape`, `_to_dense`, `_matmul`, `_rmatmul`, `multiply_adds` and `examples`.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str] = "definition"
+    composite: ClassVar[bool] = False
+    square_only: ClassVar[bool] = False
+    can_fit: ClassVar[bool] = False
+    can_random: ClassVar[bool] = False
+    exempt: ClassVar[frozenset[str]] = frozenset()
+    sizes_are_free: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if parent := next((p for p in cls.__mro__[1:] if p in STRUCTURES.values()), None):
+            raise TypeError(f"{parent.__name__} is final: wrap it or share a function, do not subclass it")
+        cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        if cls.name in STRUCTURES:
+            raise TypeError(f"there is already a structure called {cls.name!r}")
+        STRUCTURES[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            _check_field(self, field.name, getattr(self, field.name))
+        self.check()
+
+    def check(self) -> None:  # noqa: B027
+        """Raise ShapeError when the fields do not fit each other."""
+
+    # What a subclass defines.
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[Size, Size]:
+        """(m, n): rows = outputs, columns = inputs; integers or expressions of named sizes."""
+
+    @abc.abstractmethod
+    def _to_dense(self) -> Tensor:
+        """The definition, literally: (m, n)."""
+
+    @abc.abstractmethod
+    def _matmul(self, x: Tensor) -> Tensor:
+        """x Aᵀ for x: (..., n) → (..., m)."""
+
+    @abc.abstractmethod
+    def _rmatmul(self, y: Tensor) -> Tensor:
+        """y A for y: (..., m) → (..., n)."""
+
+    @abc.abstractmethod
+    def multiply_adds(self) -> int:
+        """Multiply-adds of one product with one vector (1 multiply-add = 2 flops)."""
+
+    @classmethod
+    @abc.abstractmethod
+    def examples(cls, generator: torch.Generator) -> Iterator[Self]:
+        """Small instances in float64, edge sizes included; every law is checked on each."""
+
+    # What a subclass may define.
+
+    def size(self) -> dict[str, Any]:
+        """The size options of `fit` and `random` that lead to a member of this size."""
+        return {}
+
+    def nonzeros(self) -> int:
+        """Entries of the definition that are not structurally zero."""
+        m, n = self.fixed_shape
+        return m * n
+
+    def learning_rate_scale(self) -> dict[str, float]:
+        """Factor on the learning rate per tensor, by field path; 1.0 where the source names none."""
+        return {}
+
+    def decays(self) -> dict[str, bool]:
+        """Whether weight decay applies, per tensor, by field path; True where not named."""
+        return {}
+
+    def solve(self, y: Tensor) -> Tensor:
+        """x with x Aᵀ = y, where a fast way exists. Raises OneMatrixError otherwise."""
+        raise OneMatrixError(
+            f"{self.name} has no fast solve; torch.linalg.solve(a.to_dense(), y.mT) is dense"
+        )
+
+    def logdet(self) -> Tensor:
+        """log |det A|, where a fast way exists. Raises OneMatrixError otherwise."""
+        raise OneMatrixError(f"{self.name} has no fast logdet; torch.linalg.slogdet(a.to_dense()) is dense")
+
+    @classmethod
+    def _fit(cls, dense: Tensor, gram: Tensor | None, **size: Any) -> Fit:
+        raise FitError(f"{cls.name} cannot be fitted to a matrix; structures that can: {fittable()}")
+
+    @classmethod
+    def random(
+        cls, m: int, n: int, budget: float = 1.0, generator: torch.Generator | None = None, **size: Any
+    ) -> Self:
+        """Random member with output variance 1 for inputs of variance 1 (float32)."""
+        raise FitError(f"{cls.name} has no random form; structures that have: {randomisable()}")
+
+    # What every structure has: final.
+
+    @property
+    def fixed_shape(self) -> tuple[int, int]:
+        """(m, n) as integers. Raises ShapeError when a named size is still free."""
+        m, n = self.shape
+        if isinstance(m, str) or isinstance(n, str):
+            raise ShapeError(f"{self.name} is {m}×{n}: fix the named sizes first, as in a.at(time=128)")
+        return m, n
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """x Aᵀ for x: (..., n) → (..., m). Never writes into x.
+
+        Raises ShapeError on a wrong width, DTypeError when x and the weights differ in dtype.
+        """
+        self._check_input(x, 1)
+        return self._matmul(x)
+
+    def rmatmul(self, y: Tensor) -> Tensor:
+        """y A for y: (..., m) → (..., n). Raises as `matmul`."""
+        self._check_input(y, 0)
+        return self._rmatmul(y)
+
+    def to_dense(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
+        """The matrix as its definition reads, (m, n); for checking and drawing, never used to compute.
+
+        dtype and device: those of the weights when not given; the default dtype where nothing is stored.
+        """
+        weight = self.any_weight()
+        if weight is not None:
+            dtype, device = dtype or weight.dtype, device or weight.device
+        return self._to_dense().to(dtype=dtype or torch.get_default_dtype(), device=device)
+
+    def transpose(self) -> "Structure":
+        """Aᵀ, sharing every tensor."""
+        from onematrix.structures.algebra import Transposed
+
+        return self.inner if isinstance(self, Transposed) else Transposed(self)
+
+    def at(self, **sizes: int) -> "Structure":
+        """The member with its named sizes fixed, as in `identity.at(time=128)`."""
+        from onematrix.structures.tree import map_fields
+
+        return map_fields(self, lambda s, f, v: evaluate_size(v, sizes) if f in s.sizes_are_free else v)
+
+    @classmethod
+    def fit(
+        cls, dense: Tensor, budget: float | None = None, *, gram: Tensor | None = None, **size: Any
+    ) -> Fit:
+        """Best member for a dense matrix within the budget E (or an exact size: rank=, nonzeros=, …).
+
+        dense: (m, n), real and finite. gram: (n, n) = XᵀX weights the error ‖(W − A) G^½‖ ÷ ‖W G^½‖.
+        Raises FitError, BudgetError (outside (0, 1] or below the structure's minimum, which it names).
+        """
+        _check_matrix(cls, dense, gram)
+        if budget is not None:
+            check_budget(budget, cls.name)
+            size["budget"] = budget
+        return cls._fit(dense, gram, **size)
+
+    def _check_input(self, x: Tensor, side: int) -> None:
+        width = self.shape[side]
+        if x.dim() == 0 or x.shape[-1] != width:
+            m, n = self.shape
+            if isinstance(width, str):
+                self.fixed_shape  # noqa: B018 - raises with the remedy
+            raise ShapeError(
+                f"{self.name} is {m}×{n}: input must end in {width}, got {tuple(x.shape)}",
+                needed=width,
+                got=tuple(x.shape),
+            )
+        weight = self._first_weight()
+        if weight is not None and weight.dtype != x.dtype:
+            check_dtypes(self.name, weight, x)
+
+    def any_weight(self) -> Tensor | None:
+        """Some floating-point tensor of this structure or of one inside it; None where nothing is stored."""
+        if (weight := self._first_weight()) is not None:
+            return weight
+        for value in self.__dict__.values():
+            for inner in value if isinstance(value, tuple) else (value,):
+                if isinstance(inner, Structure) and (weight := inner.any_weight()) is not None:
+                    return weight
+        return None
+
+    def _first_weight(self) -> Tensor | None:
+        for value in self.__dict__.values():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value
+        return None
+
+
+def check_dtypes(who: str, weight: Tensor, x: Tensor) -> None:
+    """Raise DTypeError when x has another dtype than the weight and autocast does not say otherwise."""
+    if weight.dtype != x.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+        raise DTypeError(
+            f"{who}: weights are {weight.dtype}, input is {x.dtype}; convert one of them with .to(...)",
+            needed=weight.dtype,
+            got=x.dtype,
+        )
+
+
+def fittable() -> list[str]:
+    """Names of the structures `fit` works for."""
+    return sorted(name for name, cls in STRUCTURES.items() if cls.can_fit)
+
+
+def randomisable() -> list[str]:
+    """Names of the structures `random` works for."""
+    return sorted(name for name, cls in STRUCTURES.items() if cls.can_random)
+
+
+def list_structures() -> dict[str, type[Structure]]:
+    """Name → class of every structure there is, in alphabetical order."""
+    return dict(sorted(STRUCTURES.items()))
+
+
+def require_square(cls: type[Structure], m: int, n: int) -> int:
+    """The common size. Raises FitError naming both sizes when m ≠ n."""
+    if m != n:
+        raise FitError(f"{cls.name} is square, the matrix is {m}×{n}; pad it or choose another structure")
+    return n
+
+
+def below_minimum(cls: type[Structure], budget: float, needed: int, m: int, n: int, what: str) -> BudgetError:
+    """The error for a budget below the smallest member, naming that member and its budget."""
+    smallest = needed / (m * n)
+    return BudgetError(
+        f"{cls.name} {m}×{n}: budget {budget:g} is below the smallest member ({what}: {needed} numbers, "
+        f"E = {smallest:.4g}); ask for budget={smallest:.4g} or more",
+        budget=budget,
+        smallest=smallest,
+    )
+
+
+def relative_error(structure: Structure, dense: Tensor, gram: Tensor | None = None) -> float:
+    """‖(W − A) G^½‖_F ÷ ‖W G^½‖_F in float64; G = I when no gram is given; 0 for an exactly fitted zero."""
+    target = dense.detach().double()
+    rest = target - structure.to_dense().detach().double()
+    if gram is None:
+        top, bottom = rest.norm(), target.norm()
+    else:
+        g = gram.detach().double()
+        top = torch.einsum("ij,jk,ik->", rest, g, rest).clamp(min=0).sqrt()
+        bottom = torch.einsum("ij,jk,ik->", target, g, target).clamp(min=0).sqrt()
+    return float(top / bottom) if bottom > 0 else float(top)
+
+
+def _check_field(owner: Structure, name: str, value: object) -> None:
+    who = f"{owner.name}.{name}"
+    if isinstance(value, Tensor):
+        if value.dim() == 0 or not value.is_contiguous():
+            raise ShapeError(
+                f"{who}: a contiguous tensor of at least one dimension was needed, "
+                f"got shape {tuple(value.shape)} strides {value.stride()}; call .contiguous()"
+            )
+    elif isinstance(value, tuple):
+        if not value or not all(isinstance(v, Structure) for v in value):
+            raise ShapeError(f"{who}: a tuple of one or more structures was needed, got {value!r}")
+    elif not isinstance(value, Structure | int | str | bool):
+        raise ShapeError(
+            f"{who}: a tensor, structure, int, str or bool was needed, got {type(value).__name__}"
+        )
+
+
+def _check_matrix(cls: type[Structure], dense: Tensor, gram: Tensor | None) -> None:
+    if dense.dim() != 2 or 0 in dense.shape:
+        raise FitError(f"{cls.name}: a non-empty matrix was needed, got shape {tuple(dense.shape)}")
+    if not dense.is_floating_point():
+        raise FitError(f"{cls.name}: a real matrix was needed, got {dense.dtype}; convert it with .float()")
+    if bad := int((~torch.isfinite(dense)).sum()):
+        raise FitError(f"{cls.name}: {bad} of {dense.numel()} entries are nan or infinite", bad=bad)
+    if gram is not None and gram.shape != (dense.shape[1],) * 2:
+        n = dense.shape[1]
+        raise FitError(f"{cls.name}: gram must be {n}×{n} (XᵀX of the inputs), got {tuple(gram.shape)}")

@@ -1,0 +1,117 @@
+"""Sizes that are integers, or expressions of named sizes left free until run time."""
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+
+from onematrix.errors import BudgetError, ShapeError
+
+Size = int | str
+
+_OPERATORS: dict[type, Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+def evaluate_size(size: Size, sizes: Mapping[str, int]) -> int:
+    """Value of a size under the given named sizes; + - * // and parentheses are understood.
+
+    Raises ShapeError when a name is not given, or the text is no such expression.
+
+    >>> evaluate_size("16 * time + 3", {"time": 10})
+    163
+    """
+    if isinstance(size, int):
+        return size
+    try:
+        tree = ast.parse(size, mode="eval").body
+    except SyntaxError as error:
+        raise ShapeError(f"size {size!r} is no expression of named sizes") from error
+    return _evaluate(tree, sizes, size)
+
+
+def _evaluate(node: ast.expr, sizes: Mapping[str, int], text: str) -> int:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.Name):
+        if node.id in sizes:
+            return sizes[node.id]
+        raise ShapeError(f"size {text!r}: {node.id!r} is not given; known sizes: {dict(sizes)}", name=node.id)
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        left, right = (_evaluate(side, sizes, text) for side in (node.left, node.right))
+        return _OPERATORS[type(node.op)](left, right)
+    raise ShapeError(f"size {text!r}: only names, integers, + - * // and parentheses are understood")
+
+
+def size_names(*sizes: Size) -> set[str]:
+    """Names that occur in the given sizes.
+
+    >>> sorted(size_names(3, "time * heads"))
+    ['heads', 'time']
+    """
+    return {name for size in sizes if isinstance(size, str) for name in re.findall(r"[A-Za-z_]\w*", size)}
+
+
+def multiply_sizes(*sizes: Size) -> Size:
+    """Product of sizes; symbolic when one of them is, names in alphabetical order so that equals look equal.
+
+    >>> multiply_sizes(2, "time", 8)
+    '16 * time'
+    """
+    number, names = 1, []
+    for size in sizes:
+        if isinstance(size, int):
+            number *= size
+        else:
+            factors = (
+                size.split(" * ") if "(" not in size and not re.search(r"[-+/]", size) else [f"({size})"]
+            )
+            for factor in factors:
+                if factor.strip().isdigit():
+                    number *= int(factor)
+                else:
+                    names.append(factor.strip())
+    if not names or number == 0:
+        return number
+    return " * ".join(([str(number)] if number != 1 else []) + sorted(names))
+
+
+def check_budget(budget: float, who: str) -> Fraction:
+    """The budget E as the exact fraction its decimal text means; E in (0, 1].
+
+    Raises BudgetError with the value.
+
+    >>> check_budget(0.29, "csr")
+    Fraction(29, 100)
+    """
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
+        raise BudgetError(
+            f"{who}: budget must lie in (0, 1] (stored numbers ÷ m n), got {budget!r}; "
+            "0.2 keeps one number in five; rank= or nonzeros= set a size exactly",
+            budget=budget,
+        )
+    return Fraction(repr(budget)) if isinstance(budget, float) else Fraction(budget)
+
+
+def numbers_within(budget: float, rows: int, columns: int, who: str) -> int:
+    """Largest count of stored numbers within the budget: floor(E m n), without rounding error in E.
+
+    >>> numbers_within(0.29, 10, 10, "csr")
+    29
+    """
+    return math.floor(check_budget(budget, who) * rows * columns)
+
+
+def nearest_count(budget: float, rows: int, columns: int, who: str) -> int:
+    """round(E m n), halves to even: the exact number of entries of a random sparse matrix.
+
+    >>> nearest_count(0.2, 3, 4, "csr")
+    2
+    """
+    return round(check_budget(budget, who) * rows * columns)

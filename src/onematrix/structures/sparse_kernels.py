@@ -1,0 +1,117 @@
+"""Products of a compressed-row pattern with dense batches: torch's sparse kernels, and a portable form.
+
+All work feature-major, (features, batch): one stored entry then multiplies a contiguous row of the batch.
+The pattern of the transpose is derived from the indices once and remembered for as long as the index
+tensor lives unchanged (its identity and version); it holds integers only, nothing derived from weights.
+"""
+
+import warnings
+import weakref
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+CHUNK = 1 << 22  # numbers the portable form holds at a time
+
+with (
+    warnings.catch_warnings()
+):  # torch says once per process that its sparse layout is young; not our users' worry
+    warnings.simplefilter("ignore")
+    torch.zeros(1, 1).to_sparse_csr()
+
+_TRANSPOSED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def uses_torch_kernels(tensor: Tensor) -> bool:
+    """Whether torch's compressed-row kernels serve this tensor: float32/64 on CUDA, or on a CPU with MKL."""
+    if tensor.dtype not in (torch.float32, torch.float64):
+        return False
+    return tensor.is_cuda or (tensor.device.type == "cpu" and torch.backends.mkl.is_available())
+
+
+def entry_rows(crow: Tensor, count: int) -> Tensor:
+    """Row of each stored entry, from the row pointers."""
+    rows = torch.arange(len(crow) - 1, device=crow.device, dtype=crow.dtype)
+    return torch.repeat_interleave(rows, crow.diff().long(), output_size=count)
+
+
+def transposed_pattern(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(crow, col, order) of Aᵀ: entry j of the transpose is entry order[j] of A. Remembered per index tensor."""
+    if col.is_inference() or crow.is_inference():  # such tensors do not count their changes
+        return _transpose_pattern(crow, col, columns)
+    known = _TRANSPOSED.get(col)
+    versions = (weakref.ref(crow), crow._version, col._version, columns)
+    if known is not None and known[0][0]() is crow and known[0][1:] == versions[1:]:
+        return known[1]  # type: ignore[no-any-return]
+    pattern = _transpose_pattern(crow, col, columns)
+    _TRANSPOSED[col] = (versions, pattern)
+    return pattern
+
+
+def _transpose_pattern(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    order = torch.argsort(col, stable=True)
+    counts = torch.bincount(col, minlength=columns)
+    pointers = torch.zeros(columns + 1, dtype=crow.dtype, device=crow.device)
+    pointers[1:] = counts.cumsum(0)
+    rows = entry_rows(crow, len(col)).index_select(0, order)
+    return pointers, rows.to(col.dtype), order.to(col.dtype)
+
+
+def matmul_kernel(v: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
+    """x Aᵀ: x (B, n) → (B, m)."""
+    return _product(v, crow, col, x.t()).t()
+
+
+def rmatmul_kernel(v: Tensor, crow: Tensor, col: Tensor, y: Tensor, columns: int) -> Tensor:
+    """y A: y (B, m) → (B, n), as the product with the transpose."""
+    pointers, rows, order = transposed_pattern(crow, col, columns)
+    return _product(v.index_select(0, order), pointers, rows, y.t()).t()
+
+
+def sampled_kernel(crow: Tensor, col: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """(yᵀ x) at the pattern: x (B, n), y (B, m) → (k,)."""
+    if x.shape[0] == 0 or len(col) == 0:
+        return x.new_zeros(len(col))
+    if not uses_torch_kernels(x):
+        return gather_sampled(crow, col, x.t(), y.t())
+    shape = (y.shape[1], x.shape[1])
+    pattern = torch.sparse_csr_tensor(crow, col, x.new_zeros(len(col)), shape, check_invariants=False)
+    sampled = torch.sparse.sampled_addmm(pattern, y.t().contiguous(), x.t().contiguous().t(), beta=0.0)
+    return sampled.values()
+
+
+def _product(v: Tensor, crow: Tensor, col: Tensor, dense: Tensor) -> Tensor:
+    """A @ dense, dense: (n, B) → (m, B), row-major."""
+    if len(col) == 0 or dense.shape[1] == 0:
+        return dense.new_zeros(len(crow) - 1, dense.shape[1])
+    if not uses_torch_kernels(dense):
+        return gather_product(v, crow, col, dense)
+    shape = (len(crow) - 1, dense.shape[0])
+    matrix = torch.sparse_csr_tensor(crow, col, v, shape, check_invariants=False)
+    return matrix @ dense.contiguous()
+
+
+def gather_product(v: Tensor, crow: Tensor, col: Tensor, dense: Tensor) -> Tensor:
+    """A @ dense with gather and index_add alone: any dtype and device, exportable, at most CHUNK numbers held."""
+    wide = torch.promote_types(v.dtype, torch.float32)
+    out = torch.zeros(len(crow) - 1, dense.shape[1], dtype=wide, device=dense.device)
+    rows = entry_rows(crow, len(col))
+    step = max(1, CHUNK // max(1, dense.shape[1]))
+    for start in range(0, len(col), step):
+        part = slice(start, start + step)
+        out.index_add_(0, rows[part], v[part, None].to(wide) * dense.index_select(0, col[part]).to(wide))
+    return out.to(v.dtype)
+
+
+def gather_sampled(crow: Tensor, col: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """(y xᵀ) at the pattern for feature-major x (n, B), y (m, B), with gathers alone."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rows = entry_rows(crow, len(col))
+    step = max(1, CHUNK // max(1, x.shape[1]))
+    pieces = []
+    for start in range(0, len(col), step):
+        part = slice(start, start + step)
+        picked = x.index_select(0, col[part]).to(wide) * y.index_select(0, rows[part]).to(wide)
+        pieces.append(picked.sum(1))
+    return torch.cat(pieces).to(x.dtype)
