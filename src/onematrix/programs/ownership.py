@@ -58,13 +58,14 @@ def adopt(module: nn.Module, structures: Sequence[Structure], table: Mapping[str
 
 def slot_tensors(module: nn.Module, ownership: Ownership) -> list[Tensor]:
     """The tensors the module holds now, by slot."""
-    tensors = []
-    for path in ownership.slots:
-        place = module
-        for name in path[:-1]:
-            place = place._modules[name]  # type: ignore[assignment]
-        tensors.append(getattr(place, path[-1]))
-    return tensors
+    return [_slot(module, path) for path in ownership.slots]
+
+
+def _slot(place: nn.Module, path: tuple[str, ...]) -> Tensor:
+    for name in path[:-1]:
+        place = place._modules[name]  # type: ignore[assignment]
+    found = place._parameters.get(path[-1])
+    return getattr(place, path[-1]) if found is None else found  # type: ignore[no-any-return]
 
 
 def rebuild_all(module: nn.Module, ownership: Ownership) -> list[Structure]:

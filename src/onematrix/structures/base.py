@@ -1,9 +1,11 @@
 """The contract every structure fulfils. A structure is a value: a kind of matrix and its numbers."""
 
 import abc
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -253,13 +255,23 @@ def require_square(cls: type[Structure], m: int, n: int) -> int:
 
 def below_minimum(cls: type[Structure], budget: float, needed: int, m: int, n: int, what: str) -> BudgetError:
     """The error for a budget below the smallest member, naming that member and its budget."""
-    smallest = needed / (m * n)
+    smallest = round_up(Fraction(needed, m * n))
     return BudgetError(
         f"{cls.name} {m}×{n}: budget {budget:g} is below the smallest member ({what}: {needed} numbers, "
-        f"E = {smallest:.4g}); ask for budget={smallest:.4g} or more",
+        f"E = {needed / (m * n):.4g}); ask for budget={smallest!r} or more",
         budget=budget,
         smallest=smallest,
     )
+
+
+def round_up(value: Fraction, digits: int = 4) -> float:
+    """The smallest decimal of so many significant digits that is not below the value; a remedy one can paste.
+
+    >>> round_up(Fraction(8, 15))
+    0.5334
+    """
+    unit = Fraction(10) ** (math.floor(math.log10(value)) + 1 - digits)
+    return float(math.ceil(value / unit) * unit)
 
 
 def relative_error(structure: Structure, dense: Tensor, gram: Tensor | None = None) -> float:
