@@ -190,7 +190,9 @@ def _eager(form: type[torch.autograd.Function]) -> type[torch.autograd.Function]
         return form.forward(*inputs)  # type: ignore[no-any-return]
 
     members = {name: staticmethod(getattr(form, name)) for name in ("backward", "jvp")}
-    return type(f"{form.__name__}Eager", (torch.autograd.Function,), {"forward": staticmethod(forward), **members})
+    return type(
+        f"{form.__name__}Eager", (torch.autograd.Function,), {"forward": staticmethod(forward), **members}
+    )
 
 
 _FORMS = {form: _eager(form) for form in (_Matmul, _RMatmul, _Sampled)}
