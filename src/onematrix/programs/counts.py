@@ -1,6 +1,6 @@
 """Counting a program: what it stores, and what one run of it costs per sample."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
 from onematrix.errors import ShapeError
@@ -8,7 +8,7 @@ from onematrix.programs.block_matrix import Block, BlockMatrix, leading
 from onematrix.programs.joins import contraction_axes
 from onematrix.programs.part import Part
 from onematrix.programs.program import Program
-from onematrix.programs.schedule import Loop, Node, Row, Seq, Step, loop_matrices
+from onematrix.programs.schedule import Loop, Node, Row, Seq, Step, loop_matrices, walk
 from onematrix.structures.sizes import evaluate_size, multiply_sizes
 from onematrix.structures.tree import index_bytes, stored_numbers
 
@@ -41,7 +41,7 @@ class Work:
 class Counts:
     """What a program stores and costs.
 
-    blocks: different blocks; stored_numbers: floating-point numbers, ties once; index_bytes: bytes of
+    blocks: different places (matrix, row, column) with a structure; stored_numbers: floating-point numbers, ties once; index_bytes: bytes of
     integer arrays; nonzeros: of the different blocks; work: of one run per sample.
     """
 
@@ -61,19 +61,32 @@ def count(program: Program, sizes: Mapping[str, int]) -> Counts:
     """Counts of a program with its named sizes fixed. Raises ShapeError naming a size that is not given."""
     if missing := sorted(program.free_sizes() - set(sizes)):
         raise ShapeError(f"counts: named sizes {missing} are free; fix them, as in counts({missing[0]}=10)")
-    different: dict[int, tuple[Part, Part, Block]] = {}
-    for row, column, block in program.blocks():
-        different.setdefault(id(block), (program.parts[row], program.parts[column], block))
+    different: dict[tuple[object, ...], tuple[Part, Block]] = {}
+    for role, row, column, block in places(program):
+        key = (role, row, column, id(block.structure), block.on)
+        different.setdefault(key, (program.parts[row], block))
     structures = program.structures
     return Counts(
         blocks=len(different),
         stored_numbers=stored_numbers(*structures),
         index_bytes=index_bytes(*structures),
         nonzeros=sum(
-            b.structure.at(**sizes).nonzeros() * _repeats(t, b, sizes) for t, _, b in different.values()
+            b.structure.at(**sizes).nonzeros() * _repeats(t, b, sizes) for t, b in different.values()
         ),
         work=_work(program.schedule, program, sizes),
     )
+
+
+def places(program: Program) -> Iterator[tuple[str, str, str, Block]]:
+    """(matrix, row, column, block): matrix is the place of a matrix in its step, or the name of a loop's map."""
+    for node in walk(program.schedule):
+        if isinstance(node, Step):
+            for row in node.rows:
+                for index, blocks in enumerate(row.sums):
+                    yield from ((str(index), row.part, column, block) for column, block in blocks)
+        elif isinstance(node, Loop):
+            for name, matrix in loop_matrices(node):
+                yield from ((name, row, column, block) for (row, column), block in matrix)
 
 
 def _work(node: Node, program: Program, sizes: Mapping[str, int]) -> Work:

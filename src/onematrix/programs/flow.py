@@ -1,6 +1,6 @@
 """Flow: what each node reads and writes, what is undefined, live, and how deep a step is."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from onematrix.errors import ProgramError, ShapeError
 from onematrix.programs.part import ONE, Part
@@ -107,19 +107,19 @@ def _live_loop(loop: Loop, live: set[str]) -> tuple[list[tuple[Step, list[Row]]]
     return steps, (live - written(loop)) | sources | ({loop.valid} if loop.valid else set())
 
 
-def depth(step: Step) -> int | None:
+def depth(step: Step, ones: Collection[str] = ()) -> int | None:
     """Smallest K for which the step applied K times is exact from any content of the rows that do not hold.
 
-    Rows that hold (one identity block on themselves) are given; None when the others depend on each other
-    in a cycle.
+    Rows that hold (an identity block on themselves) are given; ones: parts known to be all 1, by which a row
+    may be multiplied and still hold. None when the other rows depend on each other in a cycle.
     """
-    reads = {row.part: set(row.reads()) for row in step.rows if not _holds(row)}
+    reads = {row.part: set(row.reads()) for row in step.rows if not _holds(row, ones)}
     levels: dict[str, int] = {}
     while len(levels) < len(reads):
         ready = {
-            p: r
-            for p, r in reads.items()
-            if p not in levels and all(s not in reads or s in levels for s in r)
+            part: sources
+            for part, sources in reads.items()
+            if part not in levels and all(s not in reads or s in levels for s in sources)
         }
         if not ready:
             return None
@@ -128,11 +128,12 @@ def depth(step: Step) -> int | None:
     return max(levels.values(), default=0)
 
 
-def _holds(row: Row) -> bool:
-    if len(row.sums) != 1 or len(row.sums[0]) != 1 or row.activation.name != "identity":
+def _holds(row: Row, ones: Collection[str]) -> bool:
+    if row.activation.name != "identity" or any(len(blocks) != 1 for blocks in row.sums):
         return False
-    column, block = row.sums[0][0]
-    return column == row.part and isinstance(block.structure, Identity)
+    columns = [blocks[0][0] for blocks in row.sums]
+    identities = all(isinstance(blocks[0][1].structure, Identity) for blocks in row.sums)
+    return identities and columns[0] == row.part and all(column in ones for column in columns[1:])
 
 
 def check_shapes(node: Node, parts: Mapping[str, Part]) -> None:

@@ -194,6 +194,7 @@ class BlockDiagonal(Structure):
     def examples(cls, generator: torch.Generator) -> Iterator[Self]:
         yield cls((_random(generator, 2, 3),))
         yield cls((_random(generator, 2, 3), Identity(1), _random(generator, 1, 4)))
+        yield cls((_random(generator, 3, 2), Identity(1), _random(generator, 4, 1)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -120,14 +120,16 @@ class Structure(abc.ABC):
 
     @classmethod
     def _fit(cls, dense: Tensor, gram: Tensor | None, **size: Any) -> Fit:
-        raise FitError(f"{cls.name} cannot be fitted to a matrix; structures that can: {fittable()}")
+        raise FitError(
+            f"{cls.name} cannot be fitted to a matrix; structures that can: {', '.join(fittable())}"
+        )
 
     @classmethod
     def random(
         cls, m: int, n: int, budget: float = 1.0, generator: torch.Generator | None = None, **size: Any
     ) -> Self:
         """Random member with output variance 1 for inputs of variance 1 (float32)."""
-        raise FitError(f"{cls.name} has no random form; structures that have: {randomisable()}")
+        raise FitError(f"{cls.name} has no random form; structures that have: {', '.join(randomisable())}")
 
     # What every structure has: final.
 

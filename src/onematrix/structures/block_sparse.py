@@ -158,13 +158,14 @@ def _choose_tile(m: int, n: int, tile: tuple[int, int] | None) -> tuple[int, int
     if p < 1 or q < 1 or m % p or n % q:
         raise FitError(
             f"block_sparse {m}×{n}: tile {p}×{q} does not divide it; "
-            f"the largest up to {LARGEST_TILE} is {_largest_divisor(m)}×{_largest_divisor(n)}"
+            f"the tile taken by itself is {_largest_divisor(m)}×{_largest_divisor(n)}"
         )
     return p, q
 
 
 def _largest_divisor(n: int) -> int:
-    return next(d for d in range(min(n, LARGEST_TILE), 0, -1) if n % d == 0)
+    """The largest divisor up to LARGEST_TILE that leaves at least four tiles along the side."""
+    return next(d for d in range(min(max(1, n // 4), LARGEST_TILE), 0, -1) if n % d == 0)
 
 
 def _choose_blocks(

@@ -34,7 +34,7 @@ def uses_torch_kernels(tensor: Tensor) -> bool:
 
 def entry_rows(crow: Tensor, count: int) -> Tensor:
     """Row of each stored entry, from the row pointers."""
-    rows = torch.arange(len(crow) - 1, device=crow.device, dtype=crow.dtype)
+    rows = torch.arange(crow.shape[0] - 1, device=crow.device, dtype=crow.dtype)
     return torch.repeat_interleave(rows, crow.diff().long(), output_size=count)
 
 
@@ -72,55 +72,55 @@ def turn(x: Tensor) -> Tensor:
 
 def matmul_kernel(v: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
     """x Aᵀ: x (B, n) → (B, m)."""
-    return product(v, crow, col, x.t()).t()
+    return product(v, crow, col, turn(x)).t()
 
 
 def rmatmul_kernel(v: Tensor, crow: Tensor, col: Tensor, y: Tensor, columns: int) -> Tensor:
     """y A: y (B, m) → (B, n)."""
-    return transposed_product(v, crow, col, y.t(), columns).t()
+    return transposed_product(v, crow, col, turn(y), columns).t()
 
 
 def sampled_kernel(crow: Tensor, col: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """(yᵀ x) at the pattern: x (B, n), y (B, m) → (k,)."""
-    return sampled_product(crow, col, x.t(), y.t())
+    return sampled_product(crow, col, turn(x), turn(y))
 
 
 def product(v: Tensor, crow: Tensor, col: Tensor, xt: Tensor) -> Tensor:
-    """A xt: xt (n, B) → (m, B), row-major."""
-    if len(col) == 0 or xt.shape[1] == 0:
-        return xt.new_zeros(len(crow) - 1, xt.shape[1])
+    """A xt: xt (n, B), row-major → (m, B), row-major."""
+    m, batch = crow.shape[0] - 1, xt.shape[1]
+    if col.shape[0] == 0 or batch == 0:
+        return xt.new_zeros(m, batch)
     if not uses_torch_kernels(xt):
         return gather_product(v, crow, col, xt)
-    shape = (len(crow) - 1, xt.shape[0])
-    matrix = torch.sparse_csr_tensor(crow, col, v, shape, check_invariants=False)
-    out = torch.empty(shape[0], xt.shape[1], dtype=xt.dtype, device=xt.device)
-    return torch.addmm(out, matrix, xt.contiguous(), beta=0, out=out)  # mm would fill and copy besides
+    matrix = torch.sparse_csr_tensor(crow, col, v, (m, xt.shape[0]), check_invariants=False)
+    out = xt.new_empty(m, batch)
+    return torch.addmm(out, matrix, xt, beta=0, out=out)  # mm would fill and copy besides
 
 
 def transposed_product(v: Tensor, crow: Tensor, col: Tensor, yt: Tensor, columns: int) -> Tensor:
-    """Aᵀ yt: yt (m, B) → (n, B), by the rows of the transpose."""
+    """Aᵀ yt: yt (m, B), row-major → (n, B), by the rows of the transpose."""
     pointers, rows, order = transposed_pattern(crow, col, columns)
     return product(v.index_select(0, order), pointers, rows, yt)
 
 
 def sampled_product(crow: Tensor, col: Tensor, xt: Tensor, yt: Tensor) -> Tensor:
-    """(yt xtᵀ) at the pattern: xt (n, B), yt (m, B) → (k,)."""
-    if xt.shape[1] == 0 or len(col) == 0:
-        return xt.new_zeros(len(col))
+    """(yt xtᵀ) at the pattern: xt (n, B), yt (m, B), row-major → (k,)."""
+    if xt.shape[1] == 0 or col.shape[0] == 0:
+        return xt.new_zeros(col.shape[0])
     if not uses_torch_kernels(xt):
         return gather_sampled(crow, col, xt, yt)
-    xt, yt = xt.contiguous(), yt.contiguous()
     if (loop := sampled_loop(xt)) is not None:
         return loop(crow, col, xt, yt)
-    shape = (yt.shape[0], xt.shape[0])
-    pattern = torch.sparse_csr_tensor(crow, col, xt.new_zeros(len(col)), shape, check_invariants=False)
-    return torch.sparse.sampled_addmm(pattern, yt, xt.t(), beta=0.0).values()
+    out = xt.new_zeros(col.shape[0])  # what stands there is multiplied by beta: nan would stay
+    pattern = torch.sparse_csr_tensor(crow, col, out, (yt.shape[0], xt.shape[0]), check_invariants=False)
+    torch.sparse.sampled_addmm(pattern, yt, xt.t(), beta=0.0, out=pattern)
+    return out
 
 
 def gather_product(v: Tensor, crow: Tensor, col: Tensor, dense: Tensor) -> Tensor:
     """A @ dense with gather and index_add alone: any dtype and device, exportable, at most CHUNK numbers held."""
     wide = torch.promote_types(v.dtype, torch.float32)
-    out = torch.zeros(len(crow) - 1, dense.shape[1], dtype=wide, device=dense.device)
+    out = torch.zeros(crow.shape[0] - 1, dense.shape[1], dtype=wide, device=dense.device)
     rows = entry_rows(crow, len(col))
     step = max(1, CHUNK // max(1, dense.shape[1]))
     for start in range(0, len(col), step):

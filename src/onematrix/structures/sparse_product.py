@@ -27,12 +27,10 @@ from onematrix.structures.sparse_kernels import (
     sampled_kernel,
     sampled_product,
     transposed_product,
+    turn,
 )
 
 PLAIN = (Tensor, torch.nn.Parameter)
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 @torch.library.custom_op("onematrix::csr_matmul", mutates_args=())
@@ -74,7 +72,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _matmul_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    return _bilinear_gradients(ctx, *ctx.saved_tensors, g)
+    v, crow, col, x = ctx.saved_tensors[:4]
+    dv = csr_sampled(crow, col, x, g) if ctx.needs_input_grad[0] else None
+    dx = csr_rmatmul(v, crow, col, g, x.shape[-1]) if ctx.needs_input_grad[3] else None
+    return dv, None, None, dx
 
 
 def _rmatmul_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -96,12 +97,6 @@ _rmatmul_op.register_autograd(_rmatmul_backward, setup_context=_save)
 _sampled_op.register_autograd(_sampled_backward, setup_context=_save)
 
 
-def _is_plain(a: Tensor, b: Tensor) -> bool:
-    """Whether the kernel may run at once, without the 20 µs of the operator that fake and traced tensors need."""
-    plain = type(a) in _PLAIN and type(b) in _PLAIN
-    return plain and a.device.type != "meta"
-
-
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
@@ -109,7 +104,7 @@ def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 class _Matmul(torch.autograd.Function):
     @staticmethod
     def forward(v: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
-        return (matmul_kernel if _is_plain(v, x) else _matmul_op)(v, crow, col, x)
+        return _matmul_op(v, crow, col, x)
 
     setup_context = staticmethod(_save)
     backward = staticmethod(_matmul_backward)
@@ -132,7 +127,7 @@ class _Matmul(torch.autograd.Function):
 class _RMatmul(torch.autograd.Function):
     @staticmethod
     def forward(v: Tensor, crow: Tensor, col: Tensor, y: Tensor, columns: int) -> Tensor:
-        return (rmatmul_kernel if _is_plain(v, y) else _rmatmul_op)(v, crow, col, y, columns)
+        return _rmatmul_op(v, crow, col, y, columns)
 
     setup_context = staticmethod(_save)
     backward = staticmethod(_rmatmul_backward)
@@ -157,7 +152,7 @@ class _RMatmul(torch.autograd.Function):
 class _Sampled(torch.autograd.Function):
     @staticmethod
     def forward(crow: Tensor, col: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return (sampled_kernel if _is_plain(x, y) else _sampled_op)(crow, col, x, y)
+        return _sampled_op(crow, col, x, y)
 
     setup_context = staticmethod(_save)
     backward = staticmethod(_sampled_backward)
@@ -182,62 +177,49 @@ def _stacked(info: Any, dims: tuple[Any, ...], function: Any, *arguments: Any) -
     return torch.stack(calls), 0
 
 
-def _eager(form: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """The same function for plain eager tensors, without the signature binding vmap needs: 60 µs less a call."""
-
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        _save(ctx, inputs, None)
-        return form.forward(*inputs)  # type: ignore[no-any-return]
-
-    members = {name: staticmethod(getattr(form, name)) for name in ("backward", "jvp")}
-    return type(
-        f"{form.__name__}Eager", (torch.autograd.Function,), {"forward": staticmethod(forward), **members}
-    )
-
-
-_FORMS = {form: _eager(form) for form in (_Matmul, _RMatmul, _Sampled)}
-
-
-def _apply(form: type[torch.autograd.Function], operator: Any, *inputs: Any) -> Tensor:
-    if torch.compiler.is_compiling():
-        return operator(*inputs)  # type: ignore[no-any-return]
-    if not torch._C._are_functorch_transforms_active():
-        form = _FORMS[form]
-    return form.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
-
-
 class _FastMatmul(torch.autograd.Function):
-    """The product for plain tensors outside of transforms: kernels called directly, transposed copies shared."""
+    """The product for ordinary tensors: kernels called directly, the gradient turned once for both uses.
+
+    The operators above cost 20 µs a call, and an autograd function that can be mapped another 60.
+    """
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
-        xt = x.t().contiguous()
+        xt = turn(x)
         ctx.save_for_backward(v, crow, col, x, xt)
         return product(v, crow, col, xt).t()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         v, crow, col, x, xt = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            return _bilinear_gradients(ctx, v, crow, col, x, g)
-        gt = g.t().contiguous()
+        if torch.is_grad_enabled() or not _is_ordinary(v, g):  # a second derivative, or mapped gradients
+            return _matmul_backward(ctx, g)
+        gt = turn(g)
         dv = sampled_product(crow, col, xt, gt) if ctx.needs_input_grad[0] else None
-        dx = None
-        if ctx.needs_input_grad[3]:
-            dx = transposed_product(v, crow, col, gt, x.shape[1]).t()
-        return dv, None, None, dx
+        needed = ctx.needs_input_grad[3]
+        return dv, None, None, transposed_product(v, crow, col, gt, x.shape[1]).t() if needed else None
 
 
-def _bilinear_gradients(
-    ctx: Any, v: Tensor, crow: Tensor, col: Tensor, x: Tensor, g: Tensor
-) -> tuple[Tensor | None, ...]:
-    dv = csr_sampled(crow, col, x, g) if ctx.needs_input_grad[0] else None
-    dx = csr_rmatmul(v, crow, col, g, x.shape[-1]) if ctx.needs_input_grad[3] else None
-    return dv, None, None, dx
+class _FastRMatmul(torch.autograd.Function):
+    """The product with the transpose for ordinary tensors, as `_FastMatmul`."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, crow: Tensor, col: Tensor, y: Tensor, columns: int) -> Tensor:
+        ctx.save_for_backward(v, crow, col, y)
+        return rmatmul_kernel(v, crow, col, y, columns)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        v, crow, col, y = ctx.saved_tensors
+        if torch.is_grad_enabled() or not _is_ordinary(v, g):
+            return _rmatmul_backward(ctx, g)
+        gt = turn(g)
+        dv = sampled_product(crow, col, gt, turn(y)) if ctx.needs_input_grad[0] else None
+        return dv, None, None, product(v, crow, col, gt).t() if ctx.needs_input_grad[3] else None, None
 
 
-def _is_plain(v: Tensor, x: Tensor) -> bool:
-    """Ordinary tensors, with no transform or forward-mode differentiation under way."""
+def _is_ordinary(v: Tensor, x: Tensor) -> bool:
+    """No fake, traced or distributed tensors; no transform and no forward-mode differentiation under way."""
     if type(x) not in PLAIN or type(v) not in PLAIN or x.device.type == "meta":
         return False
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
@@ -247,18 +229,16 @@ def csr_matmul(v: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
     """x Aᵀ for a compressed-row A: v (k,), crow (m+1,), col (k,), x (B, n) → (B, m), feature-major memory."""
     if torch.compiler.is_compiling():
         return _matmul_op(v, crow, col, x)
-    if _is_plain(v, x):
-        if torch.is_grad_enabled() and (x.requires_grad or v.requires_grad):
-            return _FastMatmul.apply(v, crow, col, x)  # type: ignore[no-any-return, no-untyped-call]
-        return matmul_kernel(v, crow, col, x)
-    return _Matmul.apply(v, crow, col, x)  # type: ignore[no-any-return, no-untyped-call]
+    form = _FastMatmul if _is_ordinary(v, x) else _Matmul
+    return form.apply(v, crow, col, x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def csr_rmatmul(v: Tensor, crow: Tensor, col: Tensor, y: Tensor, columns: int) -> Tensor:
     """y A for a compressed-row A with n = columns: y (B, m) → (B, n), feature-major memory."""
     if torch.compiler.is_compiling():
         return _rmatmul_op(v, crow, col, y, columns)
-    return _RMatmul.apply(v, crow, col, y, columns)  # type: ignore[no-any-return, no-untyped-call]
+    form = _FastRMatmul if _is_ordinary(v, y) else _RMatmul
+    return form.apply(v, crow, col, y, columns)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def csr_sampled(crow: Tensor, col: Tensor, x: Tensor, y: Tensor) -> Tensor:
