@@ -33,7 +33,7 @@ def test_the_readme_gives_the_commands_of_the_makefile():
         ["make", "-n", "-B", "demo", "test"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     shown = [line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
-    raw = [line for line in shown if line.startswith((".venv/bin/", "python3 -m venv"))]
+    raw = [line for line in shown if line.startswith((".venv/bin/", "OMP_NUM", "python3 -m venv"))]
     assert len(raw) >= 4
     done = " ".join(plan.replace("--quiet --disable-pip-version-check ", "").split())
     for line in raw:

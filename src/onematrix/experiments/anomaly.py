@@ -54,6 +54,7 @@ class Variant:
     budget: float = 0.2
     hidden: tuple[int, ...] = (300, 20)
     seed: int = 0
+    per_block: bool = False
 
     @property
     def name(self) -> str:
@@ -64,7 +65,9 @@ class Variant:
         """[pixels, hidden …, 10]: dense blocks use every entry, others the budget E."""
         generator = torch.Generator().manual_seed(self.seed)
         budget = 1.0 if self.structure == "dense" else self.budget
-        return inn([pixels, *self.hidden, 10], self.structure, budget, generator=generator)
+        return inn(
+            [pixels, *self.hidden, 10], self.structure, budget, per_block=self.per_block, generator=generator
+        )
 
 
 @dataclass(frozen=True)

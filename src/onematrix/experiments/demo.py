@@ -78,7 +78,7 @@ def _work(plan: Plan, outcome: Outcome, say: Say, progress: bool | None) -> None
         "task": plan.task.profile,
         "structures": ", ".join(STRUCTURES),
     }
-    _show_sru(outcome, say)
+    _check_sru(outcome, say)
     data = plan.task.load()
     measured: list[Measured] = []
     for structure in STRUCTURES:
@@ -105,18 +105,12 @@ def _tell(m: Measured, say: Say) -> None:
     )
 
 
-def _show_sru(outcome: Outcome, say: Say) -> None:
+def _check_sru(outcome: Outcome, say: Say) -> None:
     error, ticks = check_sru()
     passed = error < 1e-12
     detail = f"14-part matrix against its equations, float64, {ticks} ticks: largest difference {error:.1e}"
     say(f"SRU {detail}")
     outcome.add_check("the SRU as one matrix computes the SRU", passed, detail)
-    paths = draw(sru(units=8), outcome.folder / "sru")
-    outcome.report.add_figure(
-        "The SRU as one matrix",
-        paths,
-        "Simple recurrent unit as G and H over 14 parts; a tick applies G, G, F, F, F, F with F(x) = σ(Gx) ∘ Hx.",
-    )
 
 
 def _show(plan: Plan, outcome: Outcome, measured: list[Measured]) -> None:
@@ -139,7 +133,17 @@ def _show(plan: Plan, outcome: Outcome, measured: list[Measured]) -> None:
     _show_learning(outcome, measured)
     for m in measured:
         paths = draw(m.program, outcome.folder / m.variant.structure)
-        outcome.report.add_figure(f"The {m.variant.name} network as one matrix", paths, m.program.__repr__())
+        caption = (
+            f"{m.record['stored numbers']:,} numbers, {m.record['bytes with indices']:,} bytes with indices. Rows: what "
+            "a part becomes; columns: what it reads; sides grow with the square root of a part's size."
+        )
+        outcome.report.add_figure(f"The {m.variant.name} network as one matrix", paths, caption)
+    paths = draw(sru(units=8), outcome.folder / "sru")
+    outcome.report.add_figure(
+        "The SRU as one matrix",
+        paths,
+        "Simple recurrent unit as G and H over 14 parts; a tick applies G, G, F, F, F, F with F(x) = σ(Gx) ∘ Hx.",
+    )
 
 
 def _show_learning(outcome: Outcome, measured: list[Measured]) -> None:

@@ -9,7 +9,7 @@ from onematrix.experiments.base import Experiment, Options, Outcome
 from onematrix.records.files import append_line
 from onematrix.reports.curves import curves
 from onematrix.reports.tables import Table
-from onematrix.training import Steps
+from onematrix.training import Recipe, Steps
 
 SOURCE = "Kale 2024, iterated networks and Sequential2D"
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -33,6 +33,7 @@ def _run_all(options: Options, outcome: Outcome, variants: list[Variant]) -> lis
     task = _task(options)
     data = task.load()
     steps = options.steps or (6 if options.quick else 400)
+    (outcome.folder / "records.jsonl").unlink(missing_ok=True)
     measured = []
     for number, variant in enumerate(variants, start=1):
         name = f"{variant.structure}-{variant.budget:g}-{variant.seed}"
@@ -108,12 +109,49 @@ def figure_9(options: Options, outcome: Outcome) -> None:
     for what, key in (("test", None), ("training", "train_accuracy")):
         series: dict[str, list[tuple[list[float], list[float]]]] = {}
         for m in measured:
-            records = [r for r in m.history.records if r["evaluation"]]
-            y = [100 * (r["evaluation"]["accuracy"] if key is None else r[key]) for r in records]
-            series.setdefault(m.variant.name, []).append(([r["step"] for r in records], y))
+            series.setdefault(m.variant.name, []).append(_learning(m, key))
         path = outcome.folder / f"figure-9-{what}"
         paths = curves(series, path, "training steps", f"{what} accuracy in %")
         outcome.report.add_figure(f"Figure 9, {what} accuracy", paths, f"E = 20 %, {len(seeds)} seeds.")
+
+
+def forms(options: Options, outcome: Outcome) -> None:
+    """Row activation with cross-entropy, and the per-block activation with squared error of the public code."""
+    task = _task(options)
+    data = task.load()
+    steps = options.steps or (6 if options.quick else 400)
+    rows, series = [], {}
+    cases = ((False, "cross_entropy"), (False, "softmax_mse"), (True, "cross_entropy"), (True, "mse"))
+    for per_block, loss in cases:
+        name = f"{'block' if per_block else 'row'} activation, {loss.replace('_', ' ')}"
+        runs = []
+        for seed in range(options.seeds or (1 if options.quick else 3)):
+            variant = Variant("dense", seed=seed, per_block=per_block)
+            folder = outcome.folder / "runs" / f"{'block' if per_block else 'row'}-{loss}-{seed}"
+            recipe = Recipe(loss=loss, seed=seed)
+            m = measure(task, data, variant, Steps(steps), folder, recipe, resume=True, progress=False)
+            if m.history.interrupted:
+                outcome.interrupted = True
+                return
+            runs.append(m)
+            options.say(f"{name}, seed {seed}: {m.record['test accuracy']:.1%}")
+        rows.append(
+            {"form": name, "test accuracy (mean ± sd)": _spread([m.record["test accuracy"] for m in runs])}
+        )
+        series[name] = [_learning(m, None) for m in runs]
+    text = (
+        "Equal data, steps and optimiser. The public code is the last row; the text of the report the first."
+    )
+    outcome.add_table("Two forms, two losses", Table.from_rows(rows), text)
+    paths = curves(series, outcome.folder / "forms", "training steps", "test accuracy in %")
+    outcome.report.add_figure("Learning", paths, "Band: spread over seeds; chance is 10 %.")
+
+
+def _learning(m: Measured, key: str | None) -> tuple[list[float], list[float]]:
+    """(steps, accuracy in %) of a run: on test sequences, or the record named."""
+    records = [r for r in m.history.records if r["evaluation"]]
+    y = [100 * (r["evaluation"]["accuracy"] if key is None else r[key]) for r in records]
+    return [r["step"] for r in records], y
 
 
 EXPERIMENTS = (
@@ -121,4 +159,5 @@ EXPERIMENTS = (
         "kale-figure-8", "test accuracy against stored numbers: dense, low-rank, sparse", SOURCE, figure_8
     ),
     Experiment("kale-figure-9", "learning at E = 20 %: dense, low-rank, sparse", SOURCE, figure_9),
+    Experiment("kale-forms", "row activation against per-block activation, two losses", SOURCE, forms),
 )

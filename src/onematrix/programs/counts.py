@@ -73,7 +73,7 @@ def count(program: Program, sizes: Mapping[str, int]) -> Counts:
         nonzeros=sum(
             b.structure.at(**sizes).nonzeros() * _repeats(t, b, sizes) for t, b in different.values()
         ),
-        work=_work(program.schedule, program, sizes),
+        work=work_of(program.schedule, program, sizes),
     )
 
 
@@ -89,16 +89,17 @@ def places(program: Program) -> Iterator[tuple[str, str, str, Block]]:
                 yield from ((name, row, column, block) for (row, column), block in matrix)
 
 
-def _work(node: Node, program: Program, sizes: Mapping[str, int]) -> Work:
+def work_of(node: Node, program: Program, sizes: Mapping[str, int]) -> Work:
+    """Cost of running one node of the program's schedule once, per sample."""
     if isinstance(node, Step):
         return sum((_row_work(row, program, sizes) for row in node.rows), _whole_matrix(node, program, sizes))
     if isinstance(node, Seq):
-        return sum((_work(child, program, sizes) for child in node.body), Work())
+        return sum((work_of(child, program, sizes) for child in node.body), Work())
     if node.over is None:
         rounds = node.at_most if node.times is None else evaluate_size(node.times, sizes)
         init = _map_work(node.init, program, sizes, None) if node.init is not None else Work()
-        return init + _work(node.body, program, sizes).times(rounds)
-    per_tick = _work(node.body, program, sizes)
+        return init + work_of(node.body, program, sizes).times(rounds)
+    per_tick = work_of(node.body, program, sizes)
     once = Work()
     for name, matrix in loop_matrices(node):
         work = _map_work(matrix, program, sizes, node if name in ("feed", "output") else None)

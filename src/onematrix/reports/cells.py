@@ -90,7 +90,9 @@ def draw_cell(axes: Any, structure: Structure, left: float, top: float, width: f
     elif inner.name in PATTERNED and (pattern := nonzero_pattern(inner)) is not None:
         _draw_pattern(axes, pattern, colour, box)
     else:
-        axes.add_patch(Rectangle((left, top), width, height, facecolor=colour, edgecolor="none"))
+        axes.add_patch(
+            Rectangle((left, top), width, height, facecolor=colour, edgecolor="white", linewidth=0.8)
+        )
     if text := factor_label(structure):
         _label(axes, text, box)
 

@@ -1,6 +1,7 @@
 """om.draw: a program, block matrix, step or structure as a picture of its matrix."""
 
 import html
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,12 @@ def _note(row: Row, index: int) -> str:
 def _panel(
     name: str, blocks: dict[tuple[str, str], Structure], parts: dict[str, Part], notes: dict[str, str]
 ) -> Panel:
-    used = {name for key in blocks for name in key}
-    columns = [n for n in parts if n in used and n != ONE] + ([ONE] if ONE in {c for _, c in blocks} else [])
-    rows = [n for n in columns if n in {row for row, _ in blocks}]
+    reads, writes = {c for _, c in blocks}, {r for r, _ in blocks}
+    shown = (
+        reads | writes if reads - {ONE} <= writes else reads
+    )  # a map of a state into itself is drawn square
+    columns = [n for n in parts if n in shown and n != ONE] + ([ONE] if ONE in reads else [])
+    rows = [n for n in parts if n in writes]
     return Panel(name, tuple(rows), tuple(columns), blocks, {k: v for k, v in notes.items() if v})
 
 
@@ -144,6 +148,8 @@ def _say_carry(loop: Loop) -> str:
 def _paint(
     panels: list[Panel], parts: dict[str, Part], caption: str, paths: list[Path], area: str, title: str
 ) -> list[Path]:
+    crowd = max(len({*panel.rows, *panel.columns}) for panel in panels)
+    panels = [replace(panel, crowd=crowd) for panel in panels]
     with require_matplotlib().rc_context(LOOK):
         frames = [frame(panel, parts, area) for panel in panels]
         rows = _shelves(frames)
@@ -170,7 +176,7 @@ def _paint(
         return save(figure, paths)
 
 
-def _shelves(frames: list[tuple[float, float]], widest: float = 12.0) -> list[list[int]]:
+def _shelves(frames: list[tuple[float, float]], widest: float = 15.0) -> list[list[int]]:
     """Panels side by side as long as they fit into the width, then a new row."""
     rows: list[list[int]] = [[]]
     for i, (width, _) in enumerate(frames):

@@ -1,6 +1,6 @@
 """A block matrix as a grid: parts along both sides, a block in each place, the activation of each row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,15 @@ class Panel:
     columns: tuple[str, ...]
     blocks: Mapping[tuple[str, str], Structure]
     notes: Mapping[str, str]
+    crowd: int = 0  # parts of the largest panel of the picture: all panels have one scale
 
 
-def lengths(names: Sequence[str], parts: Mapping[str, Part], area: str) -> dict[str, float]:
+def lengths(panel: Panel, parts: Mapping[str, Part], area: str) -> dict[str, float]:
     """Side of each part in the picture, in inches: the square root of its width, kept readable."""
+    names = [*dict.fromkeys([*panel.columns, *panel.rows])]
     sizes = {name: _number(parts[name]) for name in names}
     largest = max(sizes.values())
-    unit = 0.19 if len(names) > 8 else 0.34 if len(names) > 5 else 0.8
+    unit = 0.19 if panel.crowd > 8 else 0.34 if panel.crowd > 5 else 0.8
     side = {}
     for name, size in sizes.items():
         share = (size / largest) ** 0.5 if area == "size" else 1.0
@@ -53,7 +55,7 @@ def describe_part(name: str, part: Part) -> str:
 
 def extent(panel: Panel, parts: Mapping[str, Part], area: str) -> tuple[float, float]:
     """(width, height) of the grid itself, in inches."""
-    side = lengths([*dict.fromkeys([*panel.columns, *panel.rows])], parts, area)
+    side = lengths(panel, parts, area)
     return sum(side[c] for c in panel.columns), sum(side[r] for r in panel.rows)
 
 
@@ -61,7 +63,7 @@ def draw_panel(axes: Any, panel: Panel, parts: Mapping[str, Part], area: str) ->
     """Draw the grid with its labels; one unit of the axes is one inch, y points down."""
     from matplotlib.patches import Rectangle
 
-    side = lengths([*dict.fromkeys([*panel.columns, *panel.rows])], parts, area)
+    side = lengths(panel, parts, area)
     width, height = extent(panel, parts, area)
     most = max((stored_bytes(s) for s in panel.blocks.values()), default=1) or 1
     axes.add_patch(Rectangle((0, 0), width, height, facecolor="white", edgecolor="#999999", linewidth=0.8))
