@@ -144,7 +144,7 @@ def test_the_changed_forms_are_powers_from_any_content(form, rounds):
 
 @pytest.mark.parametrize("n", [4, 9])
 def test_the_blocks_and_non_zeros_are_those_of_the_report(n):
-    w = {k: b for k, b in sru_blocks(n).items()}
+    w = sru_blocks(n)
     G, H = fourteen_matrices(n, w)
     assert (len(G), len(H)) == (22, 14)
     kinds = [block.structure.name for _, block in G]

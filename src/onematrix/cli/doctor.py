@@ -15,7 +15,7 @@ def doctor(as_json: Json = False, out: Out = None) -> None:
     from onematrix.records.files import write_json
     from onematrix.records.machine import describe_machine
 
-    facts = describe_machine() | {"checks": [c for c in _checks()]}
+    facts = describe_machine() | {"checks": _checks()}
     if out is not None:
         write_json(out, facts)
     if as_json:

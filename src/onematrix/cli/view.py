@@ -30,7 +30,7 @@ def view(
     if text:
         print(program.text(), end="")
     else:
-        fixed = {name: 1 for name in program.free_sizes()} | _sizes(sizes or [])
+        fixed = dict.fromkeys(program.free_sizes(), 1) | _sizes(sizes or [])
         rows, total = describe_blocks(program, fixed)
         if as_json:
             print(json.dumps({"blocks": rows, "total": total}, indent=2))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from onematrix.experiments.anomaly import CHANCE, Measured, Task, Variant, measure
+from onematrix.experiments.anomaly import CHANCE, Measured, Task, Variant, decayed_adam, measure
 from onematrix.experiments.base import Outcome, Say, begin, finish
 from onematrix.experiments.sru_check import check_sru
 from onematrix.networks import sru
@@ -33,8 +33,10 @@ class Plan:
 
     @property
     def recipe(self) -> Recipe:
-        """Adam, cross-entropy, clipped gradients; the larger images of MNIST want smaller steps."""
-        return Recipe(learning_rate=2e-3 if self.task.data == "digits" else 3e-4, seed=self.seed)
+        """Cross-entropy, clipped gradients, Adam; the larger images of MNIST want smaller steps and decay."""
+        if self.task.data == "digits":
+            return Recipe(learning_rate=2e-3, seed=self.seed)
+        return Recipe(learning_rate=3e-4, optimizer=decayed_adam, seed=self.seed)
 
     def text(self) -> str:
         """What, for how long, and where files go."""
@@ -134,15 +136,15 @@ def _show(plan: Plan, outcome: Outcome, measured: list[Measured]) -> None:
     for m in measured:
         paths = draw(m.program, outcome.folder / m.variant.structure)
         caption = (
-            f"{m.record['stored numbers']:,} numbers, {m.record['bytes with indices']:,} bytes with indices. Rows: what "
-            "a part becomes; columns: what it reads; sides grow with the square root of a part's size."
+            f"{m.record['stored numbers']:,} numbers, {m.record['bytes with indices']:,} bytes with indices. Rows: "
+            "what a part becomes; columns: what it reads; sides grow with the square root of a part's size."
         )
         outcome.report.add_figure(f"The {m.variant.name} network as one matrix", paths, caption)
     paths = draw(sru(units=8), outcome.folder / "sru")
     outcome.report.add_figure(
         "The SRU as one matrix",
         paths,
-        "Simple recurrent unit as G and H over 14 parts; a tick applies G, G, F, F, F, F with F(x) = σ(Gx) ∘ Hx.",
+        "Simple recurrent unit as G and H over 14 parts; a tick applies G, G, F, F, F, F; F(x) = σ(Gx) ∘ Hx.",
     )
 
 

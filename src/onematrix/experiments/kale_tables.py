@@ -181,7 +181,7 @@ def _check_table_7(outcome: Outcome, rows: list[dict[str, Any]]) -> None:
 
 TABLES: Mapping[str, tuple[str, Callable[[], list[dict[str, Any]]], Callable[..., None], str]] = {
     "3": ("non-zero entries of the products of one SRU tick", table_3, _check_table_3,
-          "The printed percentages divide by 196 n²; the ten products of a tick hold 1960 n² entries. Ten times too large."),
+          "The printed percentages divide by 196 n²; the ten products of a tick hold 1960 n² entries."),
     "4": ("numbers held by compressed columns of the SRU's matrices", table_4, _check_table_4,
           "A compressed-column matrix of 14 n columns has 14 n + 1 pointers."),
     "7": ("stored numbers of the iterated network", table_7, _check_table_7,

@@ -45,8 +45,8 @@ def fit(
     >>> import torch
     >>> fit(torch.eye(4), "csr", budget=0.25).nonzeros()
     4
-    >>> [row.name for row in fit(torch.eye(4), budget=0.5)][:3]
-    ['diagonal', 'csc', 'csr']
+    >>> fit(torch.eye(4), budget=0.5)[0].name
+    'diagonal'
     """
     if structure is not None:
         return find_structure(structure).fit(dense, budget, **options).structure

@@ -1,6 +1,6 @@
 """Networks defined by an equation: Runge–Kutta steps of an ODE, and a fixed point."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 
 import torch

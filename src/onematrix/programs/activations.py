@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onematrix.errors import ProgramError
+from onematrix.errors import DTypeError, ProgramError
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Rule:
     """What an activation is: function of (value, *arguments), and the facts the compiler relies on.
 
     mixes: "none" (elementwise) or "last" (whole last dimension). degree: of homogeneity for positive
-    factors, None when not homogeneous. at_zero: σ(0), "shape" when it depends on the width.
+    factors, None when not homogeneous. at_zero: σ(0), "depends" when the width or an argument decides.
     ties: its gradient where it is not differentiable, or its value on an empty or all −∞ reduction.
     """
 
@@ -70,15 +70,15 @@ RULES: dict[str, Rule] = {
     "sin": Rule(torch.sin),
     "cos": Rule(torch.cos, at_zero=1.0),
     "softmax": Rule(
-        lambda x: torch.softmax(x, -1), mixes="last", at_zero="shape", ties="nan where all are −∞"
+        lambda x: torch.softmax(x, -1), mixes="last", at_zero="depends", ties="nan where all are −∞"
     ),
     "log_softmax": Rule(
-        lambda x: torch.log_softmax(x, -1), mixes="last", at_zero="shape", ties="nan where all are −∞"
+        lambda x: torch.log_softmax(x, -1), mixes="last", at_zero="depends", ties="nan where all are −∞"
     ),
     "layer_norm": Rule(_layer_norm, mixes="last", arguments=1),
     "rms_norm": Rule(_rms_norm, mixes="last", arguments=1),
     "cast": Rule(_cast, degree=1, arguments=1),
-    "keep": Rule(_keep, at_zero="shape", ties="0 everywhere", arguments=1),
+    "keep": Rule(_keep, at_zero="depends", ties="0 everywhere", arguments=1),
 }
 
 
@@ -100,6 +100,8 @@ class Activation:
             raise ProgramError(
                 f"activation {self.name} takes {RULES[self.name].arguments} arguments, got {self.arguments}"
             )
+        for value in self.arguments:
+            _check_argument(self.name, value)
 
     @property
     def rule(self) -> Rule:
@@ -124,6 +126,17 @@ def make_activation(value: "Activation | str | None") -> Activation:
         raise ProgramError(f"activation {value!r}: a name such as relu or layer_norm(1e-05) was needed")
     arguments = [a.strip() for a in match[2].split(",")] if match[2] else []
     return Activation(match[1], tuple(_number(a) for a in arguments))
+
+
+def _check_argument(name: str, value: object) -> None:
+    """Raise unless the value is what the activation takes: a torch dtype for cast, else a finite number."""
+    if name == "cast":
+        if not isinstance(getattr(torch, str(value), None), torch.dtype):
+            raise DTypeError(f"activation cast({value}): a torch dtype such as float64 was needed")
+    elif not isinstance(value, int | float) or not math.isfinite(value):
+        raise ProgramError(f"activation {name}({value}): a finite number was needed")
+    elif name == "keep" and not 0 < value <= 1:
+        raise ProgramError(f"activation keep({value}): a probability in (0, 1] was needed")
 
 
 def _number(text: str) -> float | str:

@@ -129,9 +129,10 @@ class BlockMatrix:
     ) -> Self:
         """The block matrix of a Sequential2D: blocks[i][j] maps input i to output j, None is a zero block.
 
-        Entries: structures, matrices (outputs × inputs), nn.Linear, nn.Identity. The biases of a row are
-        added into one bias per row. names: of the parts (default x0, x1, …); sizes: needed only for parts
-        that no entry touches. Square lists give one set of parts, so that the matrix can be iterated.
+        Entries: structures, matrices (outputs × inputs), nn.Linear, nn.Identity. Weights are shared; the
+        biases of a row are added into one new bias per row. names: of the parts (default x0, x1, …);
+        sizes: needed only for parts that no entry touches. Square lists give one set of parts, so that the
+        matrix can be iterated.
 
         >>> G = BlockMatrix.from_sequential2d([[None, torch.ones(2, 3)], [None, None]])
         >>> list(G.blocks)
@@ -143,9 +144,11 @@ class BlockMatrix:
                 f"from_sequential2d: {count} inputs need {count} outputs each, "
                 f"got {[len(line) for line in blocks]}"
             )
-        names = list(names or (f"x{i}" for i in range(count)))
+        names = [f"x{i}" for i in range(count)] if names is None else list(names)
         if len(names) != count:
             raise ShapeError(f"from_sequential2d: {count} names were needed, got {len(names)}")
+        if sizes is not None and len(sizes) != count:
+            raise ShapeError(f"from_sequential2d: {count} sizes were needed, got {len(sizes)}")
         grid: dict[Key, Structure | Block] = {}
         bias: dict[str, Tensor] = {}
         for i, line in enumerate(blocks):

@@ -1,15 +1,19 @@
 """Counting a program: what it stores, and what one run of it costs per sample."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
 from onematrix.errors import ShapeError
-from onematrix.programs.block_matrix import Block, BlockMatrix, leading
+from onematrix.programs.block_matrix import Block, BlockMatrix, leading, operand_shape
 from onematrix.programs.joins import contraction_axes
 from onematrix.programs.part import Part
 from onematrix.programs.program import Program
 from onematrix.programs.schedule import Loop, Node, Row, Seq, Step, loop_matrices, walk
-from onematrix.structures.sizes import evaluate_size, multiply_sizes
+from onematrix.programs.text import print_structure
+from onematrix.structures.dense import Dense
+from onematrix.structures.identity import Identity
+from onematrix.structures.sizes import Size, evaluate_size, multiply_sizes
 from onematrix.structures.tree import index_bytes, stored_numbers
 
 
@@ -41,8 +45,9 @@ class Work:
 class Counts:
     """What a program stores and costs.
 
-    blocks: different places (matrix, row, column) with a structure; stored_numbers: floating-point numbers, ties once; index_bytes: bytes of
-    integer arrays; nonzeros: of the different blocks; work: of one run per sample.
+    blocks: different places (matrix, row, column) with a structure; stored_numbers: floating-point numbers,
+    ties once; index_bytes: bytes of integer arrays; nonzeros: of the different blocks; work: of one run per
+    sample. Programs with equal texts have equal counts.
     """
 
     blocks: int
@@ -61,18 +66,19 @@ def count(program: Program, sizes: Mapping[str, int]) -> Counts:
     """Counts of a program with its named sizes fixed. Raises ShapeError naming a size that is not given."""
     if missing := sorted(program.free_sizes() - set(sizes)):
         raise ShapeError(f"counts: named sizes {missing} are free; fix them, as in counts({missing[0]}=10)")
-    different: dict[tuple[object, ...], tuple[Part, Block]] = {}
+    names = {id(tensor): name for name, tensor in program.parameters.items()}
+    different: dict[tuple[str, ...], int] = {}
     for role, row, column, block in places(program):
-        key = (role, row, column, id(block.structure), block.on)
-        different.setdefault(key, (program.parts[row], block))
+        key = (role, row, column, print_structure(block.structure, names), block.on)
+        if key not in different:
+            target, source = program.parts[row], program.parts[column]
+            different[key] = _block_work(target, source, block, sizes).nonzeros
     structures = program.structures
     return Counts(
         blocks=len(different),
         stored_numbers=stored_numbers(*structures),
         index_bytes=index_bytes(*structures),
-        nonzeros=sum(
-            b.structure.at(**sizes).nonzeros() * _repeats(t, b, sizes) for t, b in different.values()
-        ),
+        nonzeros=sum(different.values()),
         work=work_of(program.schedule, program, sizes),
     )
 
@@ -97,22 +103,23 @@ def work_of(node: Node, program: Program, sizes: Mapping[str, int]) -> Work:
         return sum((work_of(child, program, sizes) for child in node.body), Work())
     if node.over is None:
         rounds = node.at_most if node.times is None else evaluate_size(node.times, sizes)
-        init = _map_work(node.init, program, sizes, None) if node.init is not None else Work()
+        init = _map_work(node, node.init, program, sizes) if node.init is not None else Work()
         return init + work_of(node.body, program, sizes).times(rounds)
     per_tick = work_of(node.body, program, sizes)
     once = Work()
     for name, matrix in loop_matrices(node):
-        work = _map_work(matrix, program, sizes, node if name in ("feed", "output") else None)
+        work = _map_work(node, matrix, program, sizes)
         once, per_tick = (once + work, per_tick) if name == "init" else (once, per_tick + work)
     return once + per_tick.times(evaluate_size(node.length, sizes))
 
 
 def _row_work(row: Row, program: Program, sizes: Mapping[str, int]) -> Work:
     target = program.parts[row.part]
+    own = row.join is not None and row.join.keeps_operand_shapes
     work = Work()
     for blocks in row.sums:
-        for _, block in blocks:
-            work = work + _block_work(target, block, sizes)
+        for column, block in blocks:
+            work = work + _block_work(None if own else target, program.parts[column], block, sizes)
     size = evaluate_size(target.features, sizes)
     if row.activation.name != "identity":
         work = work + Work(activated=size)
@@ -130,44 +137,43 @@ def _whole_matrix(step: Step, program: Program, sizes: Mapping[str, int]) -> Wor
 
 
 def _contraction(row: Row, program: Program, sizes: Mapping[str, int]) -> int:
-    """Multiply-adds of an einsum: the product of the lengths of all its axes (the target knows most of them)."""
+    """Multiply-adds of an einsum: the product of the lengths of all its axes."""
     if row.join is None or row.join.pattern is None:
         return 0
-    operands, output = contraction_axes(row.join.pattern)
-    lengths = dict(zip(output, program.parts[row.part].at(sizes), strict=False))
-    for axes, blocks in zip(operands, row.sums, strict=True):
-        for column, block in blocks:
-            shape = program.parts[column].at(sizes)
-            if block.structure.name == "identity" and len(shape) == len(axes):
-                lengths |= dict(zip(axes, shape, strict=True))
-    total = 1
-    for axis in {name for operand in operands for name in operand}:
-        if axis not in lengths:
-            raise ShapeError(f"row {row.part!r}: the length of axis {axis!r} of {row.join} is not known")
-        total *= lengths[axis]
-    return total
+    lengths: dict[str, Size] = {}
+    for axes, blocks in zip(contraction_axes(row.join.pattern)[0], row.sums, strict=True):
+        column, block = blocks[0]
+        shape = operand_shape(f"row {row.part!r}", block, program.parts[column])
+        lengths |= dict(zip(axes, shape, strict=True))
+    return math.prod(evaluate_size(length, sizes) for length in lengths.values())
 
 
-def _map_work(matrix: BlockMatrix, program: Program, sizes: Mapping[str, int], loop: Loop | None) -> Work:
+def _map_work(loop: Loop, matrix: BlockMatrix, program: Program, sizes: Mapping[str, int]) -> Work:
     work = Work()
-    for (row, _), block in matrix:
-        target = program.parts[row]
-        if loop is not None and loop.outputs is matrix:
+    for (row, column), block in matrix:
+        target, source = program.parts[row], program.parts[column]
+        if matrix is loop.outputs:
             target = target.peel(loop.length) or target
-        work = work + _block_work(target, block, sizes)
+        if matrix is loop.feeds and loop.over is not None:
+            source = source.peel(loop.over) or source
+        work = work + _block_work(target, source, block, sizes)
     return work
 
 
-def _block_work(target: Part, block: Block, sizes: Mapping[str, int]) -> Work:
+def _block_work(target: Part | None, source: Part, block: Block, sizes: Mapping[str, int]) -> Work:
+    """One product per leading place the block leaves alone; a bias is added at every place of its target."""
+    repeats = _repeats(target, source, block, sizes)
+    if isinstance(block.structure, Identity):  # of any size, 0 included
+        return Work(products=1, nonzeros=evaluate_size(block.structure.size, sizes)).times(repeats)
     structure = block.structure.at(**sizes)
-    repeats = _repeats(target, block, sizes)
-    return Work(products=1, nonzeros=structure.nonzeros(), multiply_adds=structure.multiply_adds()).times(
-        repeats
-    )
+    picks = source.kind == "index" and isinstance(structure, Dense)  # columns are picked, not multiplied
+    adds = 0 if picks else structure.multiply_adds()
+    return Work(products=1, nonzeros=structure.nonzeros(), multiply_adds=adds).times(repeats)
 
 
-def _repeats(target: Part, block: Block, sizes: Mapping[str, int]) -> int:
+def _repeats(target: Part | None, source: Part, block: Block, sizes: Mapping[str, int]) -> int:
     if block.on == "all":
         return 1
-    before = leading(target, block.structure.shape[0]) or ()
+    m, n = block.structure.shape
+    before = leading(source, n) or (leading(target, m) if target is not None else None) or ()
     return evaluate_size(multiply_sizes(*before), sizes)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from onematrix.errors import ProgramError, ShapeError
+from onematrix.errors import ProgramError
 from onematrix.programs.part import ONE, Part
 from onematrix.programs.schedule import Loop, Node, Row, Seq, Step
 from onematrix.structures.identity import Identity
@@ -28,7 +28,8 @@ def _check_loop(loop: Loop, parts: Mapping[str, Part], defined: set[str], where:
             _require([column], defined, parts, f"{where}: {row!r} ← {column!r}")
     if loop.over is None:
         init = set(loop.init.rows) if loop.init is not None else set()
-        return check_flow(loop.body, parts, defined | init | written(loop.body), where)
+        once = check_flow(loop.body, parts, defined | init | written(loop.body), where)
+        return check_flow(loop.body, parts, once, where)  # what the second round finds is what others find
     if loop.valid is not None:
         _require([loop.valid], defined, parts, f"{where}: valid")
     carried = set(loop.carry.rows) if loop.carry is not None else set()
@@ -134,16 +135,3 @@ def _holds(row: Row, ones: Collection[str]) -> bool:
     columns = [blocks[0][0] for blocks in row.sums]
     identities = all(isinstance(blocks[0][1].structure, Identity) for blocks in row.sums)
     return identities and columns[0] == row.part and all(column in ones for column in columns[1:])
-
-
-def check_shapes(node: Node, parts: Mapping[str, Part]) -> None:
-    """Raise ShapeError where a join or a valid mask does not fit its parts."""
-    if isinstance(node, Seq):
-        for child in node.body:
-            check_shapes(child, parts)
-    elif isinstance(node, Loop):
-        if node.valid is not None and parts[node.valid].shape != (node.over,):
-            raise ShapeError(
-                f"loop valid={node.valid!r}: shape ({node.over},) was needed, got {parts[node.valid].shape}"
-            )
-        check_shapes(node.body, parts)

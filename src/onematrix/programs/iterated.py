@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from onematrix.programs.interpreter import State, interpret_with_state
+from onematrix.programs.interpreter import interpret_with_state
 from onematrix.programs.ownership import adopt, rebuild_all
 from onematrix.programs.program import Program
+from onematrix.programs.run import State
 from onematrix.programs.substitution import replace_structures
 
 

@@ -55,7 +55,8 @@ def _same_batch(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _top_k(values: Tensor, k: int) -> Tensor:
-    return values.topk(k, dim=-1).indices
+    """Positions of the k largest, the largest first; of equals the lowest position first."""
+    return values.sort(dim=-1, descending=True, stable=True).indices[..., :k]
 
 
 RULES: dict[str, Rule] = {
@@ -72,7 +73,7 @@ RULES: dict[str, Rule] = {
         1,
         _top_k,
         mixes="last",
-        ties="lowest index first is not promised",
+        ties="the lowest position first",
         keeps_operand_shapes=True,
         arguments=1,
     ),

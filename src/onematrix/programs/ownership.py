@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from onematrix.structures.base import Structure
 from onematrix.structures.tree import Layout, layout, leaves, rebuild
 
+_EMPTY = nn.Module()  # its attributes are names no leaf or room may have
+
 
 @dataclass(frozen=True)
 class Ownership:
@@ -23,21 +25,45 @@ class Ownership:
 
 
 def name_leaves(structures: Sequence[Structure], prefixes: Sequence[str]) -> dict[str, Tensor]:
-    """name → tensor for every different tensor; the first place that uses a tensor gives it its name."""
+    """name → tensor for every different tensor; the first place that uses a tensor gives it its name.
+
+    Every name can be registered: no room has a name nn.Module uses itself, and none is also a leaf.
+    """
     table: dict[str, Tensor] = {}
+    rooms: set[str] = set()
     seen: set[int] = set()
     for structure, prefix in zip(structures, prefixes, strict=True):
         for path, tensor in leaves(structure):
             if id(tensor) not in seen:
                 seen.add(id(tensor))
-                table[_free_name(f"{prefix}{path}", table)] = tensor
+                name = _free_name([_free_word(word) for word in f"{prefix}{path}".split(".")], table, rooms)
+                table[name] = tensor
+                rooms.update(_rooms(name))
     return table
 
 
-def _free_name(name: str, taken: Mapping[str, Tensor]) -> str:
-    number, candidate = 2, name
-    while candidate in taken:
-        number, candidate = number + 1, f"{name}_{number}"
+def _free_word(word: str) -> str:
+    """The word with an underscore behind it where nn.Module has an attribute of that name, or it is empty."""
+    return word if word and not hasattr(_EMPTY, word) else f"{word}_"
+
+
+def _rooms(name: str) -> list[str]:
+    words = name.split(".")
+    return [".".join(words[:k]) for k in range(1, len(words))]
+
+
+def _free_name(words: list[str], taken: Mapping[str, Tensor], rooms: set[str]) -> str:
+    """The words joined by dots, numbered where a room would be a leaf or a leaf is there already."""
+    for k in range(1, len(words)):
+        if ".".join(words[:k]) in taken:
+            words = [*words[: k - 1], _number(words[: k - 1], words[k - 1], taken), *words[k:]]
+    return ".".join([*words[:-1], _number(words[:-1], words[-1], {**taken, **dict.fromkeys(rooms)})])
+
+
+def _number(before: list[str], word: str, taken: Mapping[str, Tensor | None]) -> str:
+    number, candidate = 2, word
+    while ".".join([*before, candidate]) in taken:
+        number, candidate = number + 1, f"{word}_{number}"
     return candidate
 
 
@@ -65,7 +91,7 @@ def _slot(place: nn.Module, path: tuple[str, ...]) -> Tensor:
     for name in path[:-1]:
         place = place._modules[name]  # type: ignore[assignment]
     found = place._parameters.get(path[-1])
-    return getattr(place, path[-1]) if found is None else found  # type: ignore[no-any-return]
+    return getattr(place, path[-1]) if found is None else found
 
 
 def rebuild_all(module: nn.Module, ownership: Ownership) -> list[Structure]:

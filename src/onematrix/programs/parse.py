@@ -1,7 +1,9 @@
 """om.parse: the text of a program back to a program."""
 
+import contextlib
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,17 +11,22 @@ from torch import Tensor
 
 from onematrix.errors import FormatError, OneMatrixError
 from onematrix.programs.block_matrix import Block, BlockMatrix
-from onematrix.programs.part import Part
+from onematrix.programs.part import Part, check_size
 from onematrix.programs.program import Program
 from onematrix.programs.schedule import Loop, Node, Seq, Step
 from onematrix.programs.text import VERSION
-from onematrix.structures.base import STRUCTURES, Structure
-from onematrix.structures.sizes import Size
+from onematrix.programs.tokens import Tokens
+from onematrix.structures.base import Structure
 
-TOKEN = re.compile(
-    r'\s*(?:(?P<text>"[^"]*")|(?P<tensor>@[\w.\-\']+)|(?P<word>[A-Za-z_][\w.\-\']*)|(?P<number>-?\d+)|(?P<sign>[(){}\[\],=+]))'
+LOOP_ROWS = {"init": "init", "feed": "feeds", "output": "outputs", "carry": "carry"}
+PART = re.compile(r"(\S+) \[(.*)\](?: (index|noise))?(?: (\w+))?")
+TENSOR = re.compile(r"(\S+) (\w+) \[(\d{1,15}(?:, \d{1,15})*)\]")
+ROW = re.compile(r"(\S+) = ([^{]*)(\{.*\})(?: by (.*))?")
+HEAD = re.compile(
+    r"times (?P<times>.+)|until (?P<until>[\d.e+-]+) at_most (?P<at_most>\d{1,9})|over (?P<over>\S+)"
+    r"(?: ticks \((?P<ticks>.+)\))?(?: after (?P<after>\w+))?(?P<reverse> reverse)?(?: valid (?P<valid>\S+))?"
 )
-LOOP_ROWS = ("init", "feed", "output", "carry")
+MOST_NUMBERS = 2**48  # of one tensor; torch counts bytes in 63 bits
 
 
 def parse(text: str, tensors: Mapping[str, Tensor] | None = None) -> Program:
@@ -37,7 +44,7 @@ def parse(text: str, tensors: Mapping[str, Tensor] | None = None) -> Program:
 
 
 class _Reader:
-    """Lines with their indentation, read from the top."""
+    """Lines with their indentation, read from the top; `place` is the next one."""
 
     def __init__(self, text: str, tensors: Mapping[str, Tensor] | None) -> None:
         self.lines = [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
@@ -47,56 +54,70 @@ class _Reader:
         self.tensors: dict[str, Tensor] = {}
         self.blocks: dict[str, Structure] = {}
 
-    def fail(self, reason: str) -> FormatError:
-        number, line = self.lines[min(self.place, len(self.lines) - 1)] if self.lines else (0, "")
-        return FormatError(f"program text, line {number}: {reason}: {line.strip()!r}", line=number)
+    @contextlib.contextmanager
+    def naming(self, place: int) -> Iterator[None]:
+        """Give every fault inside the number and the text of the line, unless it has one."""
+        try:
+            yield
+        except (OneMatrixError, ValueError, RecursionError) as error:
+            if isinstance(error, FormatError) and "line" in error.facts:
+                raise
+            number, line = self.lines[min(place, len(self.lines) - 1)] if self.lines else (0, "")
+            raise FormatError(
+                f"program text, line {number}: {error}: {line.strip()!r}", line=number
+            ) from error
 
     def program(self) -> Program:
-        if self.take("program") != str(VERSION):
-            self.place -= 1
-            raise self.fail(f"'program {VERSION}' was needed")
+        with self.naming(0):
+            if self.take("program") != str(VERSION):
+                raise FormatError(f"'program {VERSION}' was needed")
         inputs, outputs = self.take("inputs").split(), self.take("outputs").split()
-        while self.starts("part"):
-            self.read_part(self.take("part"))
-        while self.starts("tensor"):
-            self.read_tensor(self.take("tensor"))
+        while self.word() == "part":
+            with self.naming(self.place):
+                self.read_part(self.take("part"))
+        while self.word() == "tensor":
+            with self.naming(self.place):
+                self.read_tensor(self.take("tensor"))
         node = self.read_node(0)
-        if self.place < len(self.lines):
-            raise self.fail("the schedule ended before this line")
-        try:
+        with self.naming(self.place):
+            if self.place < len(self.lines):
+                raise FormatError("the schedule ended before this line")
+        with self.naming(1):
+            self.check_tensors()
             return Program(node, inputs, outputs, self.parts)
-        except OneMatrixError as error:
-            raise FormatError(f"program text: {error}") from error
 
-    def starts(self, word: str) -> bool:
-        return self.place < len(self.lines) and self.lines[self.place][1].split()[0] == word
+    def word(self) -> str:
+        """The first word of the next line; nothing at the end."""
+        return self.lines[self.place][1].split()[0] if self.place < len(self.lines) else ""
 
     def take(self, word: str) -> str:
-        if not self.starts(word):
-            raise self.fail(f"a line starting with {word!r} was needed")
+        """The next line without its first word, which must be the given one."""
+        with self.naming(self.place):
+            if self.word() != word:
+                raise FormatError(f"a line starting with {word!r} was needed")
         self.place += 1
         return self.lines[self.place - 1][1].strip()[len(word) :].strip()
 
+    def indent(self) -> int:
+        """Spaces before the next line; −1 at the end."""
+        line = self.lines[self.place][1] if self.place < len(self.lines) else ""
+        return len(line) - len(line.lstrip(" ")) if line else -1
+
     def read_part(self, rest: str) -> None:
-        match = re.fullmatch(r"(\S+) \[(.*)\]((?: \w+)*)", rest)
-        if match is None:
-            self.place -= 1
-            raise self.fail("'part name [sizes] kind dtype' was needed")
-        sizes: tuple[Size, ...] = tuple(
-            int(s) if s.strip().isdigit() else s.strip() for s in match[2].split(",")
-        )
-        words = match[3].split()
-        kind = words.pop(0) if words and words[0] in ("index", "noise") else "real"
-        self.parts[match[1]] = Part(sizes, kind, words[0] if words else None)
+        match = PART.fullmatch(rest)
+        if match is None or match[1] in self.parts:
+            raise FormatError("'part name [sizes] kind dtype' was needed, each name once")
+        self.parts[match[1]] = Part(tuple(match[2].split(",")), match[3] or "real", match[4])
 
     def read_tensor(self, rest: str) -> None:
-        match = re.fullmatch(r"(\S+) (\w+) \[([\d, ]*)\]", rest)
+        match = TENSOR.fullmatch(rest)
         dtype = getattr(torch, match[2], None) if match else None
-        if match is None or not isinstance(dtype, torch.dtype):
-            self.place -= 1
-            raise self.fail("'tensor name dtype [sizes]' was needed")
-        name, shape = match[1], [int(s) for s in match[3].split(",")]
+        if match is None or not isinstance(dtype, torch.dtype) or match[1] in self.tensors:
+            raise FormatError("'tensor name dtype [sizes]' was needed, each name once")
+        name, shape = match[1], [int(size) for size in match[3].split(", ")]
         if self.given is None:
+            if math.prod(shape) > MOST_NUMBERS:
+                raise FormatError(f"at most {MOST_NUMBERS} numbers were needed, got {math.prod(shape)}")
             self.tensors[name] = torch.empty(shape, dtype=dtype, device="meta")
             return
         tensor = self.given.get(name)
@@ -105,176 +126,78 @@ class _Reader:
             raise FormatError(f"tensor {name!r}: {dtype} {shape} was needed, {got}")
         self.tensors[name] = tensor
 
-    def depth(self) -> int:
-        line = self.lines[self.place][1]
-        return len(line) - len(line.lstrip(" "))
+    def check_tensors(self) -> None:
+        if more := sorted(set(self.given or ()) - set(self.tensors)):
+            raise FormatError(f"tensors {', '.join(more[:5])} are given, the text does not name them")
 
     def read_node(self, indent: int) -> Node:
-        if self.place >= len(self.lines) or self.depth() != indent:
-            raise self.fail(f"a step, seq or loop indented by {indent} was needed")
-        if self.starts("step"):
-            return self.read_step(indent)
-        if self.starts("seq"):
+        start = self.place
+        with self.naming(start):
+            if self.indent() != indent or self.word() not in ("step", "seq", "loop"):
+                raise FormatError(f"a step, seq or loop indented by {indent} was needed")
+            if self.word() == "step":
+                return self.read_step(indent)
+            if self.word() == "loop":
+                return self.read_loop(indent)
             self.take("seq")
             body = []
-            while self.place < len(self.lines) and self.depth() == indent + 2:
+            while self.indent() == indent + 2:
                 body.append(self.read_node(indent + 2))
-            return self.guard(lambda: Seq(*body))
-        return self.read_loop(self.take("loop"), indent)
-
-    def guard(self, make: Any) -> Any:
-        try:
-            return make()
-        except OneMatrixError as error:
-            raise FormatError(f"program text, before line {self.place + 1}: {error}") from error
+            return Seq(*body)
 
     def read_step(self, indent: int) -> Step:
-        count = int(self.take("step") or 1)
-        grids: list[dict[tuple[str, str], Block]] = [{} for _ in range(count)]
-        activations, joins, rows = {}, {}, []
-        while self.place < len(self.lines) and self.depth() == indent + 2:
-            row, activation, sums, join = self.read_row(self.lines[self.place][1])
-            self.place += 1
+        count = self.take("step")
+        if not re.fullmatch(r"[1-9]\d?", count):
+            raise FormatError("'step' and its number of block matrices was needed")
+        grids: list[dict[tuple[str, str], Block]] = [{} for _ in range(int(count))]
+        activations: dict[str, str] = {}
+        joins: dict[str, str] = {}
+        rows: list[str] = []
+        while self.indent() == indent + 2:
+            with self.naming(self.place):
+                row, activation, sums, join = self.read_row("")
+                if len(sums) > len(grids):
+                    raise FormatError(f"{len(grids)} sums at most were needed, got {len(sums)}")
             rows.append(row)
             for grid, blocks in zip(grids, sums, strict=False):
-                grid.update({(row, column): block for column, block in blocks})
+                grid.update({(row, column): block for column, block in blocks.items()})
             activations |= {row: activation} if activation else {}
             joins |= {row: join} if join else {}
-        return self.guard(  # type: ignore[no-any-return]
-            lambda: Step(
-                *(BlockMatrix(g, self.parts) for g in grids), activations=activations, joins=joins, rows=rows
-            )
-        )
+        matrices = [BlockMatrix(grid, self.parts) for grid in grids]
+        return Step(*matrices, activations=activations, joins=joins, rows=rows)
 
-    def read_loop(self, head: str, indent: int) -> Loop:
-        options = self.read_head(head)
+    def read_loop(self, indent: int) -> Loop:
+        options = self.read_head(self.take("loop"))
         grids: dict[str, dict[tuple[str, str], Block]] = {}
-        while any(self.starts(word) for word in LOOP_ROWS):
-            word = self.lines[self.place][1].split()[0]
-            row, _, sums, _ = self.read_row(self.lines[self.place][1].strip()[len(word) :])
-            self.place += 1
-            grids.setdefault(word, {}).update({(row, column): block for column, block in sums[0]})
-        maps = {
-            {"feed": "feeds", "output": "outputs"}.get(w, w): self.guard(
-                lambda g=g: BlockMatrix(g, self.parts)
-            )
-            for w, g in grids.items()
-        }
+        while self.indent() == indent + 2 and self.word() in LOOP_ROWS:
+            with self.naming(self.place):
+                word = self.word()
+                row, activation, sums, join = self.read_row(word)
+                grid = grids.setdefault(LOOP_ROWS[word], {})
+                if activation or join or len(sums) != 1 or any(row == name for name, _ in grid):
+                    raise FormatError(f"{word}: one sum without activation or join was needed, each row once")
+                grid.update({(row, column): block for column, block in sums[0].items()})
         body = self.read_node(indent + 2)
-        return self.guard(lambda: Loop(body, **options, **maps))  # type: ignore[no-any-return]
+        maps: dict[str, Any] = {name: BlockMatrix(grid, self.parts) for name, grid in grids.items()}
+        return Loop(body, **options, **maps)
 
     def read_head(self, head: str) -> dict[str, Any]:
-        match = re.fullmatch(
-            r"times (?P<times>\S+)|until (?P<until>\S+) at_most (?P<at_most>\d+)|over (?P<over>\S+)"
-            r"(?: ticks \((?P<ticks>[^)]*)\))?(?: after (?P<after>\w+))?(?P<reverse> reverse)?(?: valid (?P<valid>\S+))?",
-            head,
-        )
+        match = HEAD.fullmatch(head)
         if match is None:
-            self.place -= 1
-            raise self.fail("'loop over …', 'loop times …' or 'loop until … at_most …' was needed")
-        found = {k: v for k, v in match.groupdict().items() if v is not None}
-        convert = {"until": float, "at_most": int, "reverse": lambda _: True, "times": _size, "ticks": _size}
-        return {k: convert.get(k, str)(v) for k, v in found.items()}  # type: ignore[operator]
+            raise FormatError("'loop over …', 'loop times …' or 'loop until … at_most …' was needed")
+        found: dict[str, Any] = {k: v for k, v in match.groupdict().items() if v is not None}
+        convert: dict[str, Callable[[str], Any]] = {
+            "until": float,
+            "at_most": int,
+            "reverse": bool,
+            "times": lambda text: check_size(text, "times", least=0),
+            "ticks": lambda text: check_size(text, "ticks", least=0),
+        }
+        return {k: convert.get(k, str)(v) for k, v in found.items()}
 
-    def read_row(self, line: str) -> tuple[str, str, list[list[tuple[str, Block]]], str]:
-        match = re.fullmatch(r"\s*(\S+) = ([^{]*)(\{.*\})(?: by (.*))?\s*", line)
+    def read_row(self, word: str) -> tuple[str, str, list[dict[str, Block]], str]:
+        match = ROW.fullmatch(self.lines[self.place][1].strip()[len(word) :].strip())
         if match is None:
-            raise self.fail("'row = activation {block part + …} by join' was needed")
-        tokens = _Tokens(match[3], self)
-        sums = []
-        while tokens.peek() == "{":
-            sums.append(tokens.read_sum())
-        return match[1], match[2].strip(), sums, match[4] or ""
-
-
-class _Tokens:
-    """The tokens of one line, read from the left."""
-
-    def __init__(self, text: str, reader: _Reader) -> None:
-        self.reader, self.tokens, self.place, at = reader, [], 0, 0  # type: ignore[var-annotated]
-        while at < len(text.rstrip()):
-            match = TOKEN.match(text, at)
-            if match is None:
-                raise reader.fail(f"cannot read {text[at : at + 20]!r}")
-            self.tokens.append((match.lastgroup, match[match.lastgroup or 0]))
-            at = match.end()
-
-    def peek(self) -> str:
-        return self.tokens[self.place][1] if self.place < len(self.tokens) else ""
-
-    def next(self, *kinds: str) -> str:
-        kind, value = self.tokens[self.place] if self.place < len(self.tokens) else ("end", "the end")
-        if kind not in kinds and value not in kinds:
-            raise self.reader.fail(f"{' or '.join(kinds)} was needed, got {value!r}")
+            raise FormatError("'row = activation {block part + …} by join' was needed")
         self.place += 1
-        return str(value)
-
-    def read_sum(self) -> list[tuple[str, Block]]:
-        self.next("{")
-        blocks: list[tuple[str, Block]] = []
-        while self.peek() != "}":
-            if blocks:
-                self.next("+")
-            on = self.next("word") if self.peek() == "last" else "all"
-            structure = self.read_shared()
-            blocks.append((self.next("word"), Block(structure, on)))
-        self.next("}")
-        return blocks
-
-    def read_shared(self) -> Structure:
-        """Blocks written alike are one structure, so that repeated steps share their values."""
-        start = self.place
-        structure = self.read_structure()
-        key = " ".join(value for _, value in self.tokens[start : self.place])
-        return self.reader.blocks.setdefault(key, structure)
-
-    def read_structure(self) -> Structure:
-        name = self.next("word")
-        if name not in STRUCTURES:
-            raise self.reader.fail(
-                f"no structure is called {name!r}; there are: {', '.join(sorted(STRUCTURES))}"
-            )
-        self.next("(")
-        fields: dict[str, Any] = {}
-        while self.peek() != ")":
-            if fields:
-                self.next(",")
-            field = self.next("word")
-            self.next("=")
-            fields[field] = self.read_value()
-        self.next(")")
-        try:
-            return STRUCTURES[name](**fields)
-        except (TypeError, OneMatrixError) as error:
-            raise self.reader.fail(f"{name}: {error}") from error
-
-    def read_value(self) -> Any:
-        kind, value = self.tokens[self.place] if self.place < len(self.tokens) else ("end", "the end")
-        if kind == "tensor":
-            self.place += 1
-            if value[1:] not in self.reader.tensors:
-                raise self.reader.fail(f"tensor {value[1:]!r} is not in the table")
-            return self.reader.tensors[value[1:]]
-        if kind == "word" and value not in ("True", "False"):
-            return self.read_structure()
-        if value == "[":
-            return self.read_list()
-        self.place += 1
-        if kind in ("text", "number"):
-            return value[1:-1] if kind == "text" else int(value)
-        if value in ("True", "False"):
-            return value == "True"
-        raise self.reader.fail(f"a value was needed, got {value!r}")
-
-    def read_list(self) -> tuple[Structure, ...]:
-        self.next("[")
-        terms = [self.read_structure()]
-        while self.peek() == ",":
-            self.next(",")
-            terms.append(self.read_structure())
-        self.next("]")
-        return tuple(terms)
-
-
-def _size(text: str) -> Size:
-    return int(text) if text.isdigit() else text
+        return match[1], match[2].strip(), Tokens(match[3], self.tensors, self.blocks).sums(), match[4] or ""

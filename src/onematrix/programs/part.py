@@ -32,16 +32,9 @@ class Part:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
-        for size in self.shape:
-            if (
-                isinstance(size, bool)
-                or not isinstance(size, int | str)
-                or (isinstance(size, int) and size < 1)
-            ):
-                raise ShapeError(
-                    f"part shape {self.shape}: sizes are integers of at least 1 or names, got {size!r}"
-                )
+        object.__setattr__(
+            self, "shape", tuple(check_size(size, f"part shape {self.shape}") for size in self.shape)
+        )
         if not self.shape:
             raise ShapeError("a part needs at least one dimension; write shape (1,) for a single number")
         if self.kind not in KINDS:
@@ -64,8 +57,8 @@ class Part:
         return size_names(*self.shape)
 
     def at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The stored shape with named sizes fixed."""
-        return tuple(evaluate_size(size, sizes) for size in self.stored_shape)
+        """The stored shape with named sizes fixed. Raises ShapeError where one is missing or negative."""
+        return tuple(fix_size(size, sizes) for size in self.stored_shape)
 
     def peel(self, size: Size) -> "Part | None":
         """The part without its dimension `size`; None when it has no such dimension or nothing else."""
@@ -74,6 +67,38 @@ class Part:
         place = self.shape.index(size)
         rest = self.shape[:place] + self.shape[place + 1 :]
         return Part(rest or (1,), self.kind, self.dtype)
+
+
+def fix_size(size: Size, sizes: Mapping[str, int]) -> int:
+    """The size under the given named sizes, 0 or more. Raises ShapeError.
+
+    >>> fix_size("time + 3", {"time": 10})
+    13
+    """
+    if isinstance(size, int):
+        return size
+    value = sizes[size] if size in sizes else evaluate_size(size, sizes)
+    if value < 0:
+        raise ShapeError(f"size {size!r}: 0 or more was needed, got {value} for {dict(sizes)}", got=value)
+    return value
+
+
+def check_size(size: object, who: str, least: int = 1) -> Size:
+    """The size itself, digits as an integer. Raises ShapeError for what is neither a size nor an expression.
+
+    >>> check_size(" 12 ", "ticks")
+    12
+    """
+    if isinstance(size, str):
+        size = int(size) if re.fullmatch(r"\s*[0-9]{1,15}\s*", size) else size.strip()
+    if isinstance(size, str):
+        try:
+            evaluate_size(size, {name: 97 + i for i, name in enumerate(sorted(size_names(size)))})
+        except (ShapeError, ValueError, ZeroDivisionError, RecursionError, MemoryError) as error:
+            raise ShapeError(f"{who}: {size!r} is no expression of names, integers, + - * //") from error
+    elif isinstance(size, bool) or not isinstance(size, int) or size < least:
+        raise ShapeError(f"{who}: sizes are integers of at least {least} or names, got {size!r}")
+    return size
 
 
 def make_part(value: "Part | int | str | tuple[Size, ...]") -> Part:

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from onematrix.errors import DTypeError, ProgramError
 from onematrix.programs.block_matrix import Block, BlockMatrix
-from onematrix.programs.flow import check_flow, check_shapes
+from onematrix.programs.flow import check_flow
 from onematrix.programs.ownership import name_leaves
-from onematrix.programs.part import ONE, Part, make_part
+from onematrix.programs.part import ONE, Part, check_name, make_part
 from onematrix.programs.schedule import Loop, Node, Seq, Step, blocks_of, merge_parts, walk
+from onematrix.programs.shapes import check_shapes
+from onematrix.programs.wiring import wire_schedule
 from onematrix.structures.base import Structure
+from onematrix.structures.sizes import size_names
 
 if TYPE_CHECKING:
     from onematrix.programs.counts import Counts
@@ -46,7 +49,7 @@ class Program:
         self.schedule = schedule
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         tables = [node.parts for node in walk(schedule) if not isinstance(node, Seq)]
-        given = {name: make_part(value) for name, value in (parts or {}).items()}
+        given = {check_name(name): make_part(value) for name, value in (parts or {}).items()}
         self.parts: dict[str, Part] = merge_parts(*tables, given, {ONE: Part((1,))})
         self._check_names()
         defined = check_flow(schedule, self.parts, {ONE, *self.inputs})
@@ -58,6 +61,7 @@ class Program:
         check_shapes(schedule, self.parts)
         self.structures, self.parameters = self._collect()
         self.dtype = self._common_dtype()
+        self.wiring = wire_schedule(schedule, self.parts, self.structures)
 
     def _check_names(self) -> None:
         for role, names in (("input", self.inputs), ("output", self.outputs)):
@@ -70,6 +74,9 @@ class Program:
                     raise ProgramError(f"{role} {name!r} is no part; parts: {', '.join(self.parts)}")
         if ONE in self.inputs:
             raise ProgramError("part 'one' is the constant 1 and cannot be an input")
+        for name in self.inputs:
+            if self.parts[name].kind == "noise":
+                raise ProgramError(f"input {name!r} is a noise part, which is drawn; give a real part")
 
     def _collect(self) -> tuple[list[Structure], dict[str, Tensor]]:
         structures: dict[int, Structure] = {}
@@ -100,7 +107,9 @@ class Program:
 
     def free_sizes(self) -> set[str]:
         """Named sizes left free until run time."""
-        return set().union(*(part.names() for part in self.parts.values()))
+        loops = [node for node in walk(self.schedule) if isinstance(node, Loop)]
+        sizes = [size for loop in loops for size in (loop.times, loop.length) if size is not None]
+        return size_names(*sizes).union(*(part.names() for part in self.parts.values()))
 
     def counts(self, **sizes: int) -> "Counts":
         """Blocks, stored numbers, index bytes, non-zeros, multiply-adds of one run per sample."""
@@ -116,8 +125,8 @@ class Program:
 
     def diff(self, other: "Program") -> str:
         """Unified diff of the two texts; empty when they are equal."""
-        lines = (p.text().splitlines() for p in (self, other))
-        return "\n".join(difflib.unified_diff(*lines, "before", "after", lineterm="", n=2))
+        before, after = self.text().splitlines(), other.text().splitlines()
+        return "\n".join(difflib.unified_diff(before, after, "before", "after", lineterm="", n=2))
 
     def matrix(self) -> BlockMatrix:
         """Every block of the schedule in one block matrix over all parts, for looking at.
@@ -134,7 +143,7 @@ class Program:
     def iterated(self) -> "Program":
         """The literal form: one step F that writes every row, applied as often as there are steps.
 
-        Raises ProgramError unless the schedule is a sequence of steps that write each part once.
+        Raises ProgramError unless the schedule is a sequence of steps that write each part once, and no input.
         """
         steps = self.steps()
         if any(isinstance(node, Loop) for node in walk(self.schedule)):
@@ -142,6 +151,8 @@ class Program:
         rows = [row.part for step in steps for row in step.rows]
         if len(set(rows)) != len(rows):
             raise ProgramError(f"iterated: a part is written by several steps: {sorted(rows)}")
+        if given := sorted(set(rows) & set(self.inputs)):
+            raise ProgramError(f"iterated: {given} are inputs and written; give the rows other names")
         count = max(len(step.matrices) for step in steps)
         matrices = [
             BlockMatrix(

@@ -1,5 +1,6 @@
 """The schedule: a tree of steps, sequences and loops."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -7,7 +8,7 @@ from onematrix.errors import ProgramError, ShapeError
 from onematrix.programs.activations import Activation, make_activation
 from onematrix.programs.block_matrix import Block, BlockMatrix, operand_shape
 from onematrix.programs.joins import Join, contraction_axes, make_join
-from onematrix.programs.part import Part
+from onematrix.programs.part import Part, check_size
 from onematrix.structures.sizes import Size
 
 
@@ -86,6 +87,8 @@ def _check_contraction(row: Row, join: Join, parts: Mapping[str, Part]) -> None:
     """Raise ShapeError unless the axes of the pattern fit what the row reads and writes."""
     operands, output = contraction_axes(join.pattern or "")
     lengths: dict[str, Size] = {}
+    if not all(row.sums):
+        raise ProgramError(f"row {row.part!r}: a sum of {join} has no block, so it has no shape")
     shapes = [operand_shape(f"row {row.part!r}", b, parts[c]) for blocks in row.sums for c, b in blocks[:1]]
     for axes, shape in [*zip(operands, shapes, strict=True), (output, parts[row.part].shape)]:
         if len(axes) != len(shape):
@@ -144,12 +147,17 @@ class Loop:
             raise ProgramError("a loop needs exactly one of over=, times=, until=")
         if self.over is None and (self.feeds or self.outputs or self.carry or self.valid or self.reverse):
             raise ProgramError("feeds, outputs, carry, valid and reverse belong to Loop(over=...)")
+        if self.over is None and (self.ticks is not None or self.after != "zero"):
+            raise ProgramError("ticks and after belong to Loop(over=...)")
         if self.after not in ("zero", "hold"):
             raise ProgramError(f"loop after={self.after!r}: 'zero' or 'hold' was needed")
-        if isinstance(self.times, int) and self.times < 0:
-            raise ProgramError(f"loop times={self.times}: 0 or more was needed")
-        if self.until is not None and (self.until <= 0 or self.at_most < 1):
-            raise ProgramError(f"loop until={self.until}, at_most={self.at_most}: both must be positive")
+        for name in ("times", "ticks"):
+            if (size := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_size(size, f"loop {name}", least=0))
+        if self.until is not None and (not 0 < self.until < math.inf or self.at_most < 1):
+            raise ProgramError(
+                f"loop until={self.until}, at_most={self.at_most}: both must be positive and finite"
+            )
         matrices = [m for m in (self.feeds, self.outputs, self.init, self.carry) if m is not None]
         object.__setattr__(self, "parts", merge_parts(*(matrix.parts for matrix in matrices)))
         for matrix in matrices:
@@ -157,6 +165,7 @@ class Loop:
                 matrix.check_blocks(peel_columns=self.over)
             elif matrix is self.outputs:
                 matrix.check_blocks(peel_rows=self.length)
+                _check_stacks(matrix, self.length)
             else:
                 matrix.check_blocks()
 
@@ -167,6 +176,14 @@ class Loop:
 
 
 Node = Step | Seq | Loop
+
+
+def _check_stacks(outputs: BlockMatrix, length: Size) -> None:
+    """Raise ShapeError unless every output has the dimension along which its ticks are stacked."""
+    for name in outputs.rows:
+        part = outputs.parts[name]
+        if length not in part.stored_shape:
+            raise ShapeError(f"loop, output {name!r}: a dimension {length!r} was needed, got {part.shape}")
 
 
 def merge_parts(*tables: Mapping[str, object]) -> dict:  # type: ignore[type-arg]
@@ -204,5 +221,6 @@ def blocks_of(node: Node) -> Iterator[tuple[str, str, Block]]:
                     yield row.part, column, block
     elif isinstance(node, Loop):
         for _, matrix in loop_matrices(node):
-            for (name, column), block in matrix:
-                yield name, column, block
+            for name in matrix.rows:
+                for column, block in matrix.row(name):
+                    yield name, column, block

@@ -4,11 +4,12 @@ onematrix.json: format, kind, the program's text; config.json: what the folder h
 model.safetensors: the tensors by name. No code and no name in a file is ever run or imported.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from onematrix.errors import FormatError, OneMatrixError
 from onematrix.programs.block_matrix import BlockMatrix
@@ -22,6 +23,7 @@ from onematrix.records.files import make_folder, read_json, replacing, write_jso
 from onematrix.structures.dense import Dense
 
 FORMAT = 1
+KINDS = ("program", "iterated", "linear")
 
 
 def save(what: Program | nn.Module, folder: str | Path) -> Path:
@@ -32,7 +34,8 @@ def save(what: Program | nn.Module, folder: str | Path) -> Path:
     kind, program = _as_program(what)
     folder = make_folder(folder)
     with replacing(folder / "model.safetensors") as temporary:
-        save_file({n: t.detach().cpu().contiguous() for n, t in program.parameters.items()}, temporary)
+        # safetensors refuses tensors that share memory, as two views of one weight do
+        save_file({n: t.detach().cpu().clone() for n, t in program.parameters.items()}, temporary)
     write_json(folder / "onematrix.json", {"format": FORMAT, "kind": kind, "program": program.text()})
     config = {
         "library": "onematrix",
@@ -66,11 +69,19 @@ def load(folder: str | Path, into: nn.Module | None = None) -> Program | nn.Modu
     header = read_json(folder / "onematrix.json")
     if header.get("format") != FORMAT:
         raise FormatError(f"{folder}: format {header.get('format')!r}, this version reads format {FORMAT}")
-    program = parse(str(header.get("program")), tensors)
-    kind = header.get("kind")
+    text, kind = header.get("program"), header.get("kind")
+    if not isinstance(text, str) or kind not in KINDS:
+        raise FormatError(
+            f"{folder / 'onematrix.json'}: a program's text and a kind of {', '.join(KINDS)} were needed, "
+            f"got {type(text).__name__} and kind {kind!r}"
+        )
+    try:
+        program = parse(text, tensors)
+    except FormatError as error:
+        raise FormatError(f"{folder / 'onematrix.json'}: {error}", **error.facts) from error
     if kind == "iterated":
         return Iterated(program)
-    return _as_linear(program) if kind == "linear" else program
+    return _as_linear(program, folder) if kind == "linear" else program
 
 
 def _as_program(what: Program | nn.Module) -> tuple[str, Program]:
@@ -96,20 +107,26 @@ def linear_program(layer: Linear) -> Program:
     return Program(Step(BlockMatrix(blocks, {"x": n, "y": m})), ["x"], ["y"])
 
 
-def _as_linear(program: Program) -> Linear:
+def _as_linear(program: Program, folder: Path) -> Linear:
     blocks = {column: block.structure for _, column, block in program.blocks()}
-    bias = blocks.get(ONE)
-    return Linear(blocks["x"], bias.weight.reshape(-1) if isinstance(bias, Dense) else None)
+    bias = blocks.pop(ONE, None)
+    if list(blocks) != ["x"] or not isinstance(bias, Dense | None):
+        raise FormatError(f"{folder}: kind 'linear' needs y = A x or y = A x + b, got {program!r}")
+    return Linear(blocks["x"], None if bias is None else bias.weight.reshape(-1))
 
 
-def _fill(module: nn.Module, tensors: dict) -> nn.Module:  # type: ignore[type-arg]
-    needed = dict(module.state_dict())
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The module with its parameters and buffers overwritten by the tensors of the same names."""
+    who, needed = f"load(into={type(module).__name__})", dict(module.state_dict())
     if missing := sorted(set(needed) ^ set(tensors)):
-        raise FormatError(f"load(into={type(module).__name__}): names differ at {', '.join(missing[:5])}")
+        raise FormatError(f"{who}: names differ at {', '.join(missing[:5])}")
     for name, tensor in needed.items():
-        if tensor.shape != tensors[name].shape:
-            raise FormatError(
-                f"load: {name} is {tuple(tensor.shape)} in the module, {tuple(tensors[name].shape)} in the file"
-            )
+        ours, theirs = _kind(tensor), _kind(tensors[name])
+        if ours != theirs:
+            raise FormatError(f"{who}: {name} is {ours} in the module, {theirs} in the file")
     module.load_state_dict(tensors)
     return module
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -9,7 +9,8 @@ from onematrix.structures import list_structures
 
 INTRODUCTION = """# Structures
 
-Every kind of matrix there is, generated from the registry by `python -m onematrix.reports.structures_page docs/structures.md`.
+Every kind of matrix there is, generated from the registry by
+`python -m onematrix.reports.structures_page docs/structures.md`.
 A structure is a value: `to_dense()` is its definition, `matmul(x)` the fast x Aᵀ. `om.fit(W, name, budget=E)` gives the
 best member for a dense matrix, `om.Linear(structure)` a layer. The definition is the first line of its docstring;
 `help(om.list_structures()["low_rank"])` shows the rest.

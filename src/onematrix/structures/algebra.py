@@ -26,7 +26,7 @@ def _names(terms: tuple[Structure, ...]) -> str:
 
 
 def _split(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
-    return x.split(sizes, dim=-1)
+    return torch.split(x, sizes, dim=-1)
 
 
 def _random(generator: torch.Generator, m: int, n: int) -> Dense:
@@ -174,7 +174,8 @@ class BlockDiagonal(Structure):
         return sum(_sizes(self.terms, 0)), sum(_sizes(self.terms, 1))
 
     def _to_dense(self) -> Tensor:
-        return torch.block_diag(*(term.to_dense(torch.float64) for term in self.terms))
+        dense: Tensor = torch.block_diag(*(term.to_dense(torch.float64) for term in self.terms))  # type: ignore[no-untyped-call]
+        return dense
 
     def _matmul(self, x: Tensor) -> Tensor:
         parts = zip(self.terms, _split(x, _sizes(self.terms, 1)), strict=True)

@@ -119,7 +119,7 @@ class Structure(abc.ABC):
         raise OneMatrixError(f"{self.name} has no fast logdet; torch.linalg.slogdet(a.to_dense()) is dense")
 
     @classmethod
-    def _fit(cls, dense: Tensor, gram: Tensor | None, **size: Any) -> Fit:
+    def _fit(cls, dense: Tensor, gram: Tensor | None, *args: Any, **size: Any) -> Fit:
         raise FitError(
             f"{cls.name} cannot be fitted to a matrix; structures that can: {', '.join(fittable())}"
         )

@@ -68,7 +68,7 @@ class BlockSparse(Structure):
         return {"blocks": count, "tile": (p, q)}
 
     def _to_dense(self) -> Tensor:
-        count, p, q = self.tiles.shape
+        _, p, q = self.tiles.shape
         dense = self.tiles.new_zeros(self.rows, self.columns)
         for tile, i, j in zip(self.tiles, self.tile_rows.tolist(), self.tile_columns.tolist(), strict=True):
             rows, columns = torch.arange(i * p, i * p + p)[:, None], torch.arange(j * q, j * q + q)

@@ -61,7 +61,8 @@ def _scatter(values: Tensor, pointers: Tensor, indices: Tensor, width: int) -> T
 
 
 def _flat(x: Tensor, values: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]).to(values.dtype)  # another dtype comes here under autocast only
+    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return flat if flat.dtype == values.dtype else flat.to(values.dtype)  # differs under autocast only
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,7 +57,7 @@ class Diagonal(Structure):
 
     @classmethod
     def _fit(cls, dense: Tensor, gram: Tensor | None, *, budget: float = 1.0) -> Fit:
-        """Row i minimises (w_i − v e_i) G (w_i − v e_i)ᵀ: v_i = (W G)_ii ÷ G_ii; the diagonal of W for G = I."""
+        """v_i = (W G)_ii ÷ G_ii, which minimises (w_i − v_i e_i) G (w_i − v_i e_i)ᵀ; W_ii where G_ii = 0."""
         n = require_square(cls, *dense.shape)
         if numbers_within(budget, n, n, cls.name) < n:
             raise below_minimum(cls, budget, n, n, n, "one number per row")

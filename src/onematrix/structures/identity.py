@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from onematrix.errors import ShapeError
-from onematrix.structures.base import Structure
+from onematrix.errors import DTypeError, ShapeError
+from onematrix.structures.base import Structure, check_dtypes
 from onematrix.structures.dense import Dense
 from onematrix.structures.sizes import Size
 
@@ -33,7 +33,7 @@ class Identity(Structure):
     square_only = True
     sizes_are_free = ("size",)
 
-    size: int | str
+    size: int | str  # type: ignore[assignment]  # hides the method: no member of another size is sought
 
     def check(self) -> None:
         _check_sizes(self.name, self.size)
@@ -180,14 +180,28 @@ class Scaled(Structure):
     def _matmul(self, x: Tensor) -> Tensor:
         m, n = self.inner.fixed_shape
         if m <= n:
-            return self.inner.matmul(x) * self.factor
-        return self.inner.matmul(x * self.factor)
+            return self._times(self.inner.matmul(x))
+        return self.inner.matmul(self._times(x))
 
     def _rmatmul(self, y: Tensor) -> Tensor:
         m, n = self.inner.fixed_shape
         if n <= m:
-            return self.inner.rmatmul(y) * self.factor
-        return self.inner.rmatmul(y * self.factor)
+            return self._times(self.inner.rmatmul(y))
+        return self.inner.rmatmul(self._times(y))
+
+    def _times(self, x: Tensor) -> Tensor:
+        """c x in the dtype of x; an integer x has no half."""
+        if (weight := self.any_weight()) is not None:
+            check_dtypes(self.name, weight, x)
+        if x.is_floating_point():
+            return x * self.factor
+        if self.denominator > 1:
+            raise DTypeError(
+                f"scaled: a real input was needed for the factor {self.numerator}/{self.denominator}, "
+                f"got {x.dtype}; convert it with .float()",
+                got=x.dtype,
+            )
+        return x * self.numerator
 
     def multiply_adds(self) -> int:
         return self.inner.multiply_adds() + min(self.inner.fixed_shape)

@@ -1,5 +1,7 @@
 """Which entries a sparse structure keeps: the largest by magnitude, or a random draw; and index arrays."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from onematrix.structures.sizes import nearest_count, numbers_within
 def choose_count(
     cls: type[Structure], m: int, n: int, budget: float | None, nonzeros: int | None, exact: bool
 ) -> int:
-    """Entries to keep: `nonzeros`, else floor(E m n) for a fit (upper bound), round(E m n) for a random draw."""
+    """Entries to keep: `nonzeros`, else floor(E m n) for a fit (a bound), round(E m n) for a random draw."""
     if nonzeros is None:
         count = nearest_count if exact else numbers_within
         nonzeros = count(1.0 if budget is None else budget, m, n, cls.name)
@@ -61,7 +63,7 @@ def index_type(m: int, n: int, count: int) -> torch.dtype:
 
 def random_values(count: int, m: int, n: int, generator: torch.Generator | None) -> Tensor:
     """N(0, m / k): k / m entries meet in a row on average, so outputs keep the variance of the inputs."""
-    return torch.randn(count, generator=generator) * (m / count) ** 0.5
+    return torch.randn(count, generator=generator) * math.sqrt(m / count)
 
 
 def predict_error(dense: Tensor, positions: Tensor) -> float:
@@ -71,4 +73,4 @@ def predict_error(dense: Tensor, positions: Tensor) -> float:
     if not total:
         return 0.0
     square[positions] = 0.0
-    return (float(square.sum()) / total) ** 0.5
+    return math.sqrt(float(square.sum()) / total)

@@ -7,6 +7,7 @@ tensor lives unchanged (its identity and version); it holds integers only, nothi
 
 import warnings
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,14 +23,14 @@ with (
     warnings.simplefilter("ignore")
     torch.zeros(1, 1).to_sparse_csr()
 
-_TRANSPOSED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_TRANSPOSED: Any = WeakIdKeyDictionary()
 
 
 def uses_torch_kernels(tensor: Tensor) -> bool:
     """Whether torch's compressed-row kernels serve this tensor: float32/64 on CUDA, or on a CPU with MKL."""
     if tensor.dtype not in (torch.float32, torch.float64):
         return False
-    return tensor.is_cuda or (tensor.device.type == "cpu" and torch.backends.mkl.is_available())
+    return tensor.is_cuda or (tensor.device.type == "cpu" and torch._C.has_mkl)
 
 
 def entry_rows(crow: Tensor, count: int) -> Tensor:
@@ -39,7 +40,7 @@ def entry_rows(crow: Tensor, count: int) -> Tensor:
 
 
 def transposed_pattern(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(crow, col, order) of Aᵀ: entry j of the transpose is entry order[j] of A. Remembered per index tensor."""
+    """(crow, col, order) of Aᵀ: its entry j is entry order[j] of A. Remembered per index tensor."""
     if col.is_inference() or crow.is_inference():  # such tensors do not count their changes
         return _transpose_pattern(crow, col, columns)
     known = _TRANSPOSED.get(col)
@@ -118,7 +119,7 @@ def sampled_product(crow: Tensor, col: Tensor, xt: Tensor, yt: Tensor) -> Tensor
 
 
 def gather_product(v: Tensor, crow: Tensor, col: Tensor, dense: Tensor) -> Tensor:
-    """A @ dense with gather and index_add alone: any dtype and device, exportable, at most CHUNK numbers held."""
+    """A @ dense with gather and index_add alone: any dtype and device, at most CHUNK numbers held."""
     wide = torch.promote_types(v.dtype, torch.float32)
     out = torch.zeros(crow.shape[0] - 1, dense.shape[1], dtype=wide, device=dense.device)
     rows = entry_rows(crow, len(col))

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 from onematrix.structures.sparse_kernels import (
@@ -104,7 +105,7 @@ def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 class _Matmul(torch.autograd.Function):
     @staticmethod
     def forward(v: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
-        return _matmul_op(v, crow, col, x)
+        return _matmul_op(v, crow, col, x)  # type: ignore[no-any-return]
 
     setup_context = staticmethod(_save)
     backward = staticmethod(_matmul_backward)
@@ -127,7 +128,7 @@ class _Matmul(torch.autograd.Function):
 class _RMatmul(torch.autograd.Function):
     @staticmethod
     def forward(v: Tensor, crow: Tensor, col: Tensor, y: Tensor, columns: int) -> Tensor:
-        return _rmatmul_op(v, crow, col, y, columns)
+        return _rmatmul_op(v, crow, col, y, columns)  # type: ignore[no-any-return]
 
     setup_context = staticmethod(_save)
     backward = staticmethod(_rmatmul_backward)
@@ -152,7 +153,7 @@ class _RMatmul(torch.autograd.Function):
 class _Sampled(torch.autograd.Function):
     @staticmethod
     def forward(crow: Tensor, col: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return _sampled_op(crow, col, x, y)
+        return _sampled_op(crow, col, x, y)  # type: ignore[no-any-return]
 
     setup_context = staticmethod(_save)
     backward = staticmethod(_sampled_backward)
@@ -190,7 +191,7 @@ class _FastMatmul(torch.autograd.Function):
         return product(v, crow, col, xt).t()
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         v, crow, col, x, xt = ctx.saved_tensors
         if torch.is_grad_enabled() or not _is_ordinary(v, g):  # a second derivative, or mapped gradients
             return _matmul_backward(ctx, g)
@@ -209,7 +210,7 @@ class _FastRMatmul(torch.autograd.Function):
         return rmatmul_kernel(v, crow, col, y, columns)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         v, crow, col, y = ctx.saved_tensors
         if torch.is_grad_enabled() or not _is_ordinary(v, g):
             return _rmatmul_backward(ctx, g)
@@ -222,13 +223,15 @@ def _is_ordinary(v: Tensor, x: Tensor) -> bool:
     """No fake, traced or distributed tensors; no transform and no forward-mode differentiation under way."""
     if type(x) not in PLAIN or type(v) not in PLAIN or x.device.type == "meta":
         return False
-    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return not (is_legacy_batchedtensor(x) or is_legacy_batchedtensor(v))  # of grad(is_grads_batched=True)
 
 
 def csr_matmul(v: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
     """x Aᵀ for a compressed-row A: v (k,), crow (m+1,), col (k,), x (B, n) → (B, m), feature-major memory."""
     if torch.compiler.is_compiling():
-        return _matmul_op(v, crow, col, x)
+        return _matmul_op(v, crow, col, x)  # type: ignore[no-any-return]
     form = _FastMatmul if _is_ordinary(v, x) else _Matmul
     return form.apply(v, crow, col, x)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -236,7 +239,7 @@ def csr_matmul(v: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
 def csr_rmatmul(v: Tensor, crow: Tensor, col: Tensor, y: Tensor, columns: int) -> Tensor:
     """y A for a compressed-row A with n = columns: y (B, m) → (B, n), feature-major memory."""
     if torch.compiler.is_compiling():
-        return _rmatmul_op(v, crow, col, y, columns)
+        return _rmatmul_op(v, crow, col, y, columns)  # type: ignore[no-any-return]
     form = _FastRMatmul if _is_ordinary(v, y) else _RMatmul
     return form.apply(v, crow, col, y, columns)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -244,5 +247,5 @@ def csr_rmatmul(v: Tensor, crow: Tensor, col: Tensor, y: Tensor, columns: int) -
 def csr_sampled(crow: Tensor, col: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Entries of yᵀ x at the pattern: x (B, n), y (B, m) → (k,). The gradient of the stored values."""
     if torch.compiler.is_compiling():
-        return _sampled_op(crow, col, x, y)
+        return _sampled_op(crow, col, x, y)  # type: ignore[no-any-return]
     return _Sampled.apply(crow, col, x, y)  # type: ignore[no-any-return, no-untyped-call]

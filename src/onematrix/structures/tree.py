@@ -6,7 +6,7 @@ structure from the tensors they own without keeping a tensor or a closure.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def map_tensors(structure: S, change: Callable[[Tensor], Tensor]) -> S:
 
 @dataclass(frozen=True)
 class Layout:
-    """How to rebuild a structure: class, and per field its kind ("slot", "value", "one", "many") and content."""
+    """How to rebuild a structure: its class and, per field, the kind (slot, value, one, many) and content."""
 
     structure: type[Structure]
     entries: tuple[tuple[str, str, Any], ...]
@@ -87,8 +87,8 @@ def rebuild(plan: Layout, tensors: Sequence[Tensor]) -> Structure:
             content = rebuild(content, tensors)
         elif kind == "many":
             content = tuple([rebuild(term, tensors) for term in content])
-        object.__setattr__(new, name, content)
-    return cast(Structure, new)
+        new.__dict__[name] = content  # frozen: no attribute can be set
+    return new
 
 
 def unique_tensors(structures: Sequence[Structure]) -> list[Tensor]:
