@@ -95,13 +95,13 @@ def test_only_the_gradient_that_is_asked_for(form, needed):
     near(actual, expected)
 
 
-def test_half_precision_adds_in_single_precision():
-    a = CSR(torch.ones(4096, dtype=torch.bfloat16), torch.tensor([0, 4096]), torch.arange(4096), 4096)
-    assert a.matmul(torch.ones(1, 4096, dtype=torch.bfloat16)).item() == 4096  # bfloat16 sums stop at 256
-    gradient = csr_sampled(
-        torch.tensor([0, 1]), torch.tensor([0]), *(torch.ones(4096, 1, dtype=torch.bfloat16),) * 2
-    )
-    assert gradient.item() == 4096
+def test_half_precision_is_multiplied_and_added_in_single_precision():
+    ones = torch.ones(4096, dtype=torch.bfloat16)
+    a = CSR(ones, torch.tensor([0, 4096], dtype=torch.int32), torch.arange(4096, dtype=torch.int32), 4096)
+    assert a.matmul(ones[None]).item() == 4096  # sums of bfloat16 ones stop at 256
+    x, y = torch.tensor([[129 / 128, 65 / 64], [129 / 128, -1]], dtype=torch.bfloat16)[:, :, None]
+    kept = csr_sampled(torch.tensor([0, 1]), torch.tensor([0]), x, y)
+    assert kept.item() == 2**-14  # (1 + 1/128)² - (1 + 1/64); rounded to bfloat16 the square is 1 + 1/64
 
 
 def test_nothing_uninitialised_is_read(path):

@@ -284,7 +284,7 @@ def test_fits_return_members_improve_with_the_budget_and_predict_their_error(cls
             cls.fit(normal(4, 4), 0.5)
         return
     for a in cls.examples(torch.Generator().manual_seed(0)):
-        found = cls.fit(dense64(a), **a.size())
+        found = cls.fit(dense64(a), **a.exact_size())
         assert_close(dense64(found.structure), dense64(a), atol=1e-9, rtol=0)
         assert found.error <= 1e-9
     target = normal(12, 12, seed=5)

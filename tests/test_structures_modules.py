@@ -11,8 +11,10 @@ from torch import nn
 import onematrix as om
 from onematrix.errors import DTypeError, ShapeError
 from onematrix.structures import STRUCTURES
+from onematrix.structures.algebra import BlockDiagonal, Product
 from onematrix.structures.compressed import CSR
 from onematrix.structures.dense import Dense
+from onematrix.structures.diagonal import Diagonal
 from onematrix.structures.identity import Identity, Scaled
 from onematrix.structures.tree import leaves, with_dtype
 from structure_cases import ALL, ONE_EACH, examples, near, normal, weights
@@ -104,6 +106,15 @@ def test_a_tensor_used_twice_is_one_parameter():
     dense = torch.autograd.grad((normal(2, 5) @ (whole @ whole.mT).mT).sum(), whole)[0]
     rows = torch.repeat_interleave(torch.arange(5), a.crow_indices.diff().long())
     near(gradient, dense[rows, a.col_indices.long()])
+
+
+def test_names_are_the_paths_of_the_fields():
+    a = BlockDiagonal((Dense(torch.ones(2, 2)), Product(Dense(torch.ones(3, 2)), Diagonal(torch.ones(2)))))
+    assert list(om.Linear(a).state_dict()) == [
+        "terms.0.weight",
+        "terms.1.left.weight",
+        "terms.1.right.vector",
+    ]
 
 
 def test_bias_kinds():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from onematrix.errors import OneMatrixError
 from onematrix.records.files import make_folder, write_json
+from onematrix.reports.figures import require_matplotlib
 from onematrix.reports.page import Report
 from onematrix.reports.tables import Table
 
@@ -105,7 +106,8 @@ def run(name: str, options: Options) -> Outcome:
 
 
 def begin(title: str, summary: str, folder: Path) -> Outcome:
-    """An empty outcome whose folder can be written to."""
+    """An empty outcome whose folder can be written to; what is missing for pictures is said before any work."""
+    require_matplotlib()
     folder = make_folder(folder)
     return Outcome(Report(title, summary, command=" ".join(["onematrix", *sys.argv[1:]])), folder)
 

@@ -9,6 +9,7 @@ from onematrix.errors import ShapeError
 from onematrix.programs.ownership import adopt, name_leaves, rebuild_all
 from onematrix.structures.base import Structure
 from onematrix.structures.dense import Dense
+from onematrix.structures.tree import stored_numbers
 
 
 class Linear(nn.Module):
@@ -62,8 +63,6 @@ class Linear(nn.Module):
 
     def extra_repr(self) -> str:
         """Structure, sizes and stored numbers."""
-        from onematrix.structures.tree import stored_numbers
-
         a = self.structure
         return (
             f"{a.name} {a.shape[0]}×{a.shape[1]}, {stored_numbers(a)} numbers, bias={self.bias is not None}"

@@ -91,7 +91,7 @@ class Structure(abc.ABC):
 
     # What a subclass may define.
 
-    def size(self) -> dict[str, Any]:
+    def exact_size(self) -> dict[str, Any]:
         """The size options of `fit` and `random` that lead to a member of this size."""
         return {}
 

@@ -63,7 +63,7 @@ class BlockSparse(Structure):
     def shape(self) -> tuple[Size, Size]:
         return self.rows, self.columns
 
-    def size(self) -> dict[str, Any]:
+    def exact_size(self) -> dict[str, Any]:
         count, p, q = self.tiles.shape
         return {"blocks": count, "tile": (p, q)}
 

@@ -90,7 +90,7 @@ class CSR(Structure):
     def shape(self) -> tuple[Size, Size]:
         return self.crow_indices.shape[0] - 1, self.columns
 
-    def size(self) -> dict[str, Any]:
+    def exact_size(self) -> dict[str, Any]:
         return {"nonzeros": len(self.values)}
 
     def _to_dense(self) -> Tensor:
@@ -177,7 +177,7 @@ class CSC(Structure):
     def shape(self) -> tuple[Size, Size]:
         return self.rows, self.ccol_indices.shape[0] - 1
 
-    def size(self) -> dict[str, Any]:
+    def exact_size(self) -> dict[str, Any]:
         return {"nonzeros": len(self.values)}
 
     def _mirror(self) -> CSR:

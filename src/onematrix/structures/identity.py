@@ -33,7 +33,7 @@ class Identity(Structure):
     square_only = True
     sizes_are_free = ("size",)
 
-    size: int | str  # type: ignore[assignment]  # hides the method: no member of another size is sought
+    size: int | str
 
     def check(self) -> None:
         _check_sizes(self.name, self.size)

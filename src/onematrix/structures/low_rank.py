@@ -44,7 +44,7 @@ class LowRank(Structure):
         """r, the number of columns of U."""
         return self.left.shape[1]
 
-    def size(self) -> dict[str, Any]:
+    def exact_size(self) -> dict[str, Any]:
         return {"rank": self.rank}
 
     def _to_dense(self) -> Tensor:

@@ -57,7 +57,7 @@ class Masked(Structure):
     def shape(self) -> tuple[Size, Size]:
         return self.rows, self.columns
 
-    def size(self) -> dict[str, Any]:
+    def exact_size(self) -> dict[str, Any]:
         return {"nonzeros": len(self.values)}
 
     def _to_dense(self) -> Tensor:
