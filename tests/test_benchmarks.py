@@ -56,3 +56,10 @@ def test_each_benchmark_prints_its_rows(name, size, benchmark_module, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0].split(" ", 2)[2] for line in lines] == ["forward", "forward + backward"]
     assert all("met" in line and "× floor" in line for line in lines)
+
+
+def test_the_interpreter_benchmark_checks_itself_and_prints_its_rows(benchmark_module, capsys):
+    benchmark_module("interpreter").main(scale=16)
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert len(lines) == 6
+    assert all("met" in line and "× floor" in line for line in lines)
