@@ -84,8 +84,8 @@ def _work(plan: Plan, outcome: Outcome, say: Say, progress: bool | None) -> None
     data = plan.task.load()
     measured: list[Measured] = []
     for structure in STRUCTURES:
-        say(f"training {structure.replace('_', '-')} …")
         variant = Variant(structure, plan.E, seed=plan.seed)
+        say(f"training {variant.name} …")
         measured.append(
             measure(
                 plan.task, data, variant, plan.budget, plan.out / structure, plan.recipe, progress=progress
