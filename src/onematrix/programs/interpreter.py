@@ -62,8 +62,8 @@ def interpret_with_state(
 
 
 def _own(value: Tensor, inputs: Sequence[Tensor], run: Run) -> Tensor:
-    """The value for every sample, in memory that is not the caller's and that no two samples share."""
-    if value.shape[0] != run.batch:
+    """The value for every sample, in memory that is not the caller's and that no two numbers share."""
+    if value.shape[0] != run.batch or 0 in value.stride():
         return run.whole(value).contiguous()
     base = value if value._base is None else value._base
     if any(base is x or base is x._base for x in inputs):

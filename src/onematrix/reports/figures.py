@@ -1,6 +1,9 @@
 """One look for every picture, and equal bytes for equal input."""
 
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,8 @@ LOOK: dict[str, Any] = {
     "savefig.dpi": 150,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "text.parse_math": False,
 }
 
 
@@ -47,8 +52,10 @@ def new_figure(width: float, height: float) -> "Figure":
 def targets(path: str | Path, known: Sequence[str] = FORMATS) -> list[Path]:
     """The files to write: the one named, or one per format when the name has no suffix.
 
-    Raises OneMatrixError for another suffix or a folder that cannot be written to.
+    Raises OneMatrixError for another suffix, for what is no path, or a folder that cannot be written to.
     """
+    if not isinstance(path, str | Path):
+        raise OneMatrixError(f"a path for the picture was needed, got {type(path).__name__} {path!r}")
     path = Path(path)
     if path.suffix and path.suffix not in known:
         raise OneMatrixError(
@@ -58,12 +65,32 @@ def targets(path: str | Path, known: Sequence[str] = FORMATS) -> list[Path]:
     return [path] if path.suffix else [path.with_suffix(s) for s in FORMATS]
 
 
-def save(figure: "Figure", paths: Sequence[Path]) -> list[Path]:
-    """Write the figure to every path, each whole or not at all."""
-    matplotlib = require_matplotlib()
+def save(figure: "Figure", paths: Sequence[Path], titles: Mapping[str, str] | None = None) -> list[Path]:
+    """Write the figure to every path, each whole or not at all.
+
+    titles: id of a group → the text a browser shows when the pointer rests on it (SVG).
+    """
     for path in paths:
-        kind = path.suffix[1:]
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        with matplotlib.rc_context(LOOK), replacing(path) as temporary:
-            figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches="tight", facecolor="white")
+        data = render(figure, path.suffix[1:], titles)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
     return list(paths)
+
+
+def render(figure: "Figure", kind: str, titles: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of the picture as "svg" or "png": no date and no version in them."""
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    data = io.BytesIO()
+    with require_matplotlib().rc_context(LOOK):
+        figure.savefig(data, format=kind, metadata=metadata, bbox_inches="tight", facecolor="white")
+    return data.getvalue() if kind == "png" else _add_titles(data.getvalue().decode(), titles or {}).encode()
+
+
+def _add_titles(svg: str, titles: Mapping[str, str]) -> str:
+    """<g id="…"> → the same with a <title>, and open to the pointer where nothing is painted."""
+
+    def add(match: re.Match[str]) -> str:
+        text = titles.get(match[1])
+        return f'<g id="{match[1]}" pointer-events="all"><title>{escape(text)}</title>' if text else match[0]
+
+    return re.sub(r'<g id="([^"]+)">', add, svg)

@@ -22,7 +22,7 @@ def structures_table() -> Table:
     rows = [
         {
             "name": f"`{name}`",
-            "definition": (cls.__doc__ or "").strip().splitlines()[0].replace("|", "\\|"),
+            "definition": (cls.__doc__ or "").strip().splitlines()[0],
             "fit": "yes" if cls.can_fit else "",
             "random": "yes" if cls.can_random else "",
             "of structures": "yes" if cls.composite else "",
