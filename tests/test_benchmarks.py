@@ -33,8 +33,10 @@ def test_a_ratio_is_peer_over_candidate_in_alternating_order(benchmark_module):
         lambda: call("fast", 0.001), lambda: call("slow", 0.004), pairs=10, calls=1
     )
     assert order[:8] == ["fast", "slow", "slow", "fast", "fast", "slow", "slow", "fast"]
-    assert 2 < ratio.low <= ratio.median <= ratio.high < 6
-    assert ratio.candidate_seconds < 0.003 < ratio.peer_seconds
+    assert 1.5 < ratio.median  # 4 on an idle machine; sleeping may take longer, never shorter
+    assert ratio.low <= ratio.median <= ratio.high
+    assert ratio.candidate_seconds < ratio.peer_seconds
+    assert ratio.peer_seconds >= 0.004
     assert ratio.meets(ratio.low)
     assert not ratio.meets(ratio.median + 1)
     with pytest.raises(ValueError, match=r"at least 10 pairs .* got 9"):
