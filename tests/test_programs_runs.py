@@ -8,7 +8,7 @@ import onematrix as om
 from onematrix.networks import elman
 from onematrix.programs.interpreter import interpret, interpret_with_state
 from onematrix.structures.dense import Dense
-from onematrix.structures.identity import Identity, scale
+from onematrix.structures.identity import Identity, Ones, Zero, scale
 from reference_interpreter import reference
 
 DOUBLE = torch.float64
@@ -136,3 +136,34 @@ def test_weights_decide_the_dtype_then_free_inputs():
     zero = om.Step(om.BlockMatrix({}, {"x": 2, "y": 2}), rows=["y"])
     assert interpret(om.Program(zero, ["x"], ["y"]), x).dtype == DOUBLE
     assert interpret(om.Program(zero, ["x"], ["y"]), x.float()).dtype == torch.float32
+
+
+@both
+def test_sums_of_a_contraction_may_add_shapes_that_end_alike(literal):
+    """A vector of each sample, and a bias of all, are added at every place of a sequence, whatever the sizes."""
+    P = {"x": ("time", 2), "v": 2, "w": 3, "k": 2, "z": ("time",)}
+    bias, map_w = Dense(numbers([1.0], [2.0])), Dense(numbers([1.0, 2, 3], [4, 5, 6]))
+    first = {"x": om.Block(Identity(2), on="last"), "v": Identity(2), "w": map_w, "one": bias}
+    G = om.BlockMatrix({("z", column): block for column, block in first.items()}, P)
+    H = om.BlockMatrix({("z", "k"): Identity(2)}, P)
+    program = om.Program(om.Step(G, H, joins={"z": "t d, d -> t"}), ["x", "v", "w", "k"], ["z"])
+    g = torch.Generator().manual_seed(0)
+    for batch, ticks in ((2, 2), (3, 4), (1, 0)):
+        shapes = [(batch, ticks, 2), (batch, 2), (batch, 3), (batch, 2)]
+        ins = [torch.randn(shape, generator=g, dtype=DOUBLE) for shape in shapes]
+        assert_close(interpret(program, *ins, literal=literal), reference(program, *ins)[0][0])
+    assert om.parse(program.text(), program.parameters) == program
+
+
+@both
+def test_structures_of_free_size_take_it_from_the_inputs(literal):
+    P = {"x": ("time",), "total": 1, "back": ("time",), "zero": ("2 * time",)}
+    blocks = {("total", "x"): Ones(1, "time"), ("back", "x"): Ones("time", "time")}
+    blocks |= {("zero", "x"): Zero("2 * time", "time"), ("back", "one"): scale(Ones("time", 1), -0.5)}
+    program = om.Program(om.Step(om.BlockMatrix(blocks, P)), ["x"], ["total", "back", "zero"])
+    for x in (numbers(1, 2, 4)[None], numbers(5)[None]):
+        total, back, zero = interpret(program, x, literal=literal)
+        assert total.tolist() == [[x.sum().item()]]
+        assert back.tolist() == [[x.sum().item() - 0.5] * x.shape[1]]
+        assert zero.tolist() == [[0.0] * 2 * x.shape[1]]
+    assert om.parse(program.text(), program.parameters) == program

@@ -78,6 +78,9 @@ def test_one_bias_per_row_however_many_layers_bring_one():
     assert {n: t.numel() for n, t in biases.items()} == {"blocks.x.one.weight": 4, "blocks.h.one.weight": 5}
     expected = blocks[0][1].bias + blocks[1][1].bias + blocks[2][1].bias
     assert torch.equal(biases["blocks.h.one.weight"].flatten(), expected)
+    kept = blocks[1][0].bias.clone()
+    biases["blocks.x.one.weight"].add_(1)
+    assert torch.equal(blocks[1][0].bias, kept)
 
 
 def test_iterating_it_neither_writes_the_input_nor_refuses_a_leaf():

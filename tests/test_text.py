@@ -120,6 +120,20 @@ def test_sizes_that_are_expressions_read_back():
             om.parse(program.text().replace("until 1e-06 at_most 7", f"until {until} at_most {at_most}"))
 
 
+def test_maps_of_a_loop_read_back_whatever_the_order_of_their_blocks():
+    """The table of tensors follows the text, row by row, not the order in which blocks were given."""
+    parts = dict.fromkeys("abxy", 2)
+    starts = {key: Dense(torch.randn(2, 2)) for key in (("a", "x"), ("b", "x"), ("a", "y"))}
+    loop = om.Loop(
+        om.Step(om.BlockMatrix({("a", "b"): Identity(2), ("b", "a"): Identity(2)}, parts)),
+        times=2,
+        init=om.BlockMatrix(starts, parts),
+    )
+    program = om.Program(loop, ["x", "y"], ["a"])
+    assert list(program.parameters) == ["blocks.a.x.weight", "blocks.a.y.weight", "blocks.b.x.weight"]
+    assert om.parse(program.text(), program.parameters) == program
+
+
 TEXT = """program 1
 inputs x
 outputs y

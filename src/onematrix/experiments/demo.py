@@ -136,8 +136,8 @@ def _show(plan: Plan, outcome: Outcome, measured: list[Measured]) -> None:
     for m in measured:
         paths = draw(m.program, outcome.folder / m.variant.structure)
         caption = (
-            f"{m.record['stored numbers']:,} numbers, {m.record['bytes with indices']:,} bytes with indices. Rows: "
-            "what a part becomes; columns: what it reads; sides grow with the square root of a part's size."
+            f"{m.record['stored numbers']:,} numbers, {m.record['bytes with indices']:,} bytes with indices. "
+            "Rows: what a part becomes; columns: what it reads."
         )
         outcome.report.add_figure(f"The {m.variant.name} network as one matrix", paths, caption)
     paths = draw(sru(units=8), outcome.folder / "sru")

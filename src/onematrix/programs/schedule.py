@@ -146,7 +146,9 @@ class Loop:
         if len(kinds) != 1:
             raise ProgramError("a loop needs exactly one of over=, times=, until=")
         if self.over is not None and not str(self.over).isidentifier():
-            raise ProgramError(f"loop over={self.over!r}: the name of a dimension, such as 'time', was needed")
+            raise ProgramError(
+                f"loop over={self.over!r}: the name of a dimension, such as 'time', was needed"
+            )
         if self.over is None and (self.feeds or self.outputs or self.carry or self.valid or self.reverse):
             raise ProgramError("feeds, outputs, carry, valid and reverse belong to Loop(over=...)")
         if self.over is None and (self.ticks is not None or self.after != "zero"):

@@ -10,6 +10,7 @@ from onematrix.structures.base import Structure
 from onematrix.structures.tree import effective_weight, index_bytes, stored_numbers
 
 if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 PIXELS = 400  # of the longer side
@@ -57,7 +58,7 @@ def paint_values(structure: Structure, title: str = "", caption: str = "") -> "F
     return figure
 
 
-def _colours() -> object:
+def _colours() -> "Colormap":
     import matplotlib
 
     return matplotlib.colormaps["RdBu_r"].with_extremes(bad=NOT_FINITE)
