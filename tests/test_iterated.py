@@ -154,7 +154,7 @@ def test_every_random_program_becomes_a_module():
         assert net.program.text() == program.text()
 
 
-@pytest.mark.parametrize("name", ["mlp", "elman", "attention"])
+@cases
 def test_compiles_into_one_graph(name):
     program, ins = CASES[name]()
     net = om.Iterated(program)
@@ -171,7 +171,7 @@ def test_compiles_into_one_graph(name):
         assert_close(a, p.grad)
 
 
-@pytest.mark.parametrize("name", ["mlp", "elman", "attention"])
+@cases
 def test_exports_and_the_saved_export_runs(name, tmp_path):
     program, ins = CASES[name]()
     net = om.Iterated(program)

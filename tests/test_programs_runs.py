@@ -167,3 +167,22 @@ def test_structures_of_free_size_take_it_from_the_inputs(literal):
         assert back.tolist() == [[x.sum().item() - 0.5] * x.shape[1]]
         assert zero.tolist() == [[0.0] * 2 * x.shape[1]]
     assert om.parse(program.text(), program.parameters) == program
+
+
+@pytest.mark.parametrize("ticks", [0, 2])
+def test_parts_of_a_dtype_of_their_own_keep_it_and_are_double_to_the_oracle(ticks):
+    single = {"x": 1, "t": om.Part((1,), dtype="float32"), "s": om.Part((1,), dtype="float32")}
+    P = single | {"X": ("time", 1), "S": om.Part(("time", 1), dtype="float32")}
+    loop = om.Loop(
+        om.Step(om.BlockMatrix({("t", "x"): Identity(1)}, P), activations={"t": "cast(float32)"}),
+        over="time",
+        feeds=om.BlockMatrix({("x", "X"): Identity(1)}, P),
+        outputs=om.BlockMatrix({("S", "t"): Identity(1)}, P),
+        carry=om.BlockMatrix({("s", "t"): Identity(1)}, P),
+    )
+    program = om.Program(loop, ["X"], ["S", "s"])
+    X = torch.full((1, ticks, 1), 0.1, dtype=DOUBLE)
+    for literal, kind in ((False, torch.float32), (True, DOUBLE)):
+        S, s = interpret(program, X, literal=literal)
+        assert (S.dtype, s.dtype) == (kind, kind)
+        assert s.item() == (torch.tensor(0.1).item() if ticks else 0)

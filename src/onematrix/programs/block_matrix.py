@@ -159,7 +159,7 @@ class BlockMatrix:
                 if isinstance(entry, nn.Linear) and entry.bias is not None:
                     bias[names[j]] = bias.get(names[j], 0) + entry.bias.detach()
         for row, vector in bias.items():
-            grid[row, ONE] = Dense(vector.reshape(-1, 1).clone())
+            grid[row, ONE] = Dense(vector.reshape(-1, 1))
         return cls(grid, _infer_sizes(grid, names, sizes))
 
 

@@ -10,6 +10,7 @@ from fractions import Fraction
 from onematrix.errors import BudgetError, ShapeError
 
 Size = int | str
+Tree = int | str | tuple[Callable[[int, int], int], "Tree", "Tree"]
 
 _OPERATORS: dict[type, Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -17,6 +18,7 @@ _OPERATORS: dict[type, Callable[[int, int], int]] = {
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
 }
+_PARSED: dict[str, Tree] = {}  # so that torch.compile, which cannot trace a parser, finds sizes parsed
 
 
 def evaluate_size(size: Size, sizes: Mapping[str, int]) -> int:
@@ -29,24 +31,40 @@ def evaluate_size(size: Size, sizes: Mapping[str, int]) -> int:
     """
     if isinstance(size, int):
         return size
+    if size in sizes:
+        return sizes[size]
+    if size not in _PARSED:
+        _PARSED[size] = _parse(size)
+    return _evaluate(_PARSED[size], sizes, size)
+
+
+def _parse(text: str) -> Tree:
+    """The expression as nested triples (operator, left, right) of integers and names."""
     try:
-        tree = ast.parse(size, mode="eval").body
+        return _tree(ast.parse(text, mode="eval").body, text)
     except SyntaxError as error:
-        raise ShapeError(f"size {size!r} is no expression of named sizes") from error
-    return _evaluate(tree, sizes, size)
+        raise ShapeError(f"size {text!r} is no expression of named sizes") from error
 
 
-def _evaluate(node: ast.expr, sizes: Mapping[str, int], text: str) -> int:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+def _tree(node: ast.expr, text: str) -> Tree:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
         return node.value
     if isinstance(node, ast.Name):
-        if node.id in sizes:
-            return sizes[node.id]
-        raise ShapeError(f"size {text!r}: {node.id!r} is not given; known sizes: {dict(sizes)}", name=node.id)
+        return node.id
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        left, right = (_evaluate(side, sizes, text) for side in (node.left, node.right))
-        return _OPERATORS[type(node.op)](left, right)
+        return _OPERATORS[type(node.op)], _tree(node.left, text), _tree(node.right, text)
     raise ShapeError(f"size {text!r}: only names, integers, + - * // and parentheses are understood")
+
+
+def _evaluate(tree: Tree, sizes: Mapping[str, int], text: str) -> int:
+    if isinstance(tree, int):
+        return tree
+    if isinstance(tree, str):
+        if tree in sizes:
+            return sizes[tree]
+        raise ShapeError(f"size {text!r}: {tree!r} is not given; known sizes: {dict(sizes)}", name=tree)
+    apply, left, right = tree
+    return apply(_evaluate(left, sizes, text), _evaluate(right, sizes, text))
 
 
 def size_names(*sizes: Size) -> set[str]:
