@@ -29,7 +29,8 @@ def demo(
     """
     if data not in ("digits", "mnist"):
         raise typer.BadParameter(f"--data {data!r}: digits or mnist was needed")
-    set_threads(threads)
+    # Small networks gain nothing from a second thread, and lose much where another job has the core.
+    set_threads(threads or (1 if data == "digits" else None))
     from onematrix.experiments.demo import make_plan, run_demo
 
     plan = make_plan(data, quick, minutes, out or Path("onematrix-demo"), seed)

@@ -40,13 +40,14 @@ class Plan:
 
     def text(self) -> str:
         """What, for how long, and where files go."""
-        t = self.task
+        t, count = self.task, torch.get_num_threads()
+        threads = "1 thread" if count == 1 else f"{count} threads"
         return (
             f"Task: Random Anomaly from {t.data}: which of ten {t.size}×{t.size} images is the odd one out "
             f"({t.train:,} training and {t.test:,} test sequences, chance {CHANCE:.0%}).\n"
             f"Three iterated networks [{t.pixels}, 300, 20, 10]: dense blocks, low-rank and sparse blocks at "
             f"E = {self.E:.0%}.\n"
-            f"Takes {self.expected} on {torch.get_num_threads()} threads. Files go to {self.out.resolve()}."
+            f"Takes {self.expected} on {threads}. Files go to {self.out.resolve()}."
         )
 
 
