@@ -67,6 +67,23 @@ def written(node: Node) -> set[str]:
     return set().union(*outer)
 
 
+def parts_read(node: Node) -> set[str]:
+    """Parts a node reads that it has not written itself: what it needs of the scope it stands in."""
+    if isinstance(node, Step):
+        return {name for row in node.rows for name in row.reads()}
+    if isinstance(node, Seq):
+        found: set[str] = set()
+        done: set[str] = set()
+        for child in node.body:
+            found |= parts_read(child) - done
+            done |= written(child)
+        return found
+    outer = {column for matrix in (node.init, node.feeds) for (_, column), _ in matrix or ()}
+    if node.over is None:
+        return outer | (parts_read(node.body) - written(node))
+    return outer | ({node.valid} if node.valid else set())
+
+
 def live_rows(node: Node, live: set[str]) -> tuple[list[tuple[Step, list[Row]]], set[str]]:
     """Per step in order the rows whose value reaches a live part, and the parts live before the node.
 
