@@ -26,9 +26,10 @@ LAYERS = [
     {"experiments"},
     {"cli"},
 ]
+GENERATED = SOURCE / "compiler" / "emit.py"
 PUBLIC = {
     "Block", "BlockMatrix", "Iterated", "Linear", "Loop", "Part", "Program", "Seq", "Step",
-    "draw", "fit", "interpret", "list_structures", "load", "parse", "save",
+    "compile", "draw", "fit", "interpret", "list_structures", "load", "parse", "save",
 }  # fmt: skip
 
 
@@ -98,7 +99,10 @@ def test_no_pickle_and_no_code_from_files(file):
             assert not {"pickle", "marshal", "shelve", "dill"} & set(names)
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in {"eval", "exec", "torch.load", "torch.save"}
+            allowed = (
+                {"exec"} if file == GENERATED else set()
+            )  # text made from checked sizes and constants alone
+            assert called not in {"eval", "exec", "torch.load", "torch.save"} - allowed
             assert not any(k.arg == "allow_pickle" and ast.unparse(k.value) == "True" for k in node.keywords)
 
 

@@ -31,6 +31,7 @@ _PUBLIC = {
     "Program": "onematrix.programs.program",
     "Seq": "onematrix.programs.schedule",
     "Step": "onematrix.programs.schedule",
+    "compile": "onematrix.compiler.compilation",
     "draw": "onematrix.reports.drawing",
     "fit": "onematrix.learners.projection",
     "interpret": "onematrix.programs.interpreter",

@@ -1,0 +1,85 @@
+"""The text of a compiled function: lines, variables, and the constants they name."""
+
+import re
+from dataclasses import dataclass
+
+from onematrix.programs.part import Part
+from onematrix.structures.sizes import Size
+
+INDENT = "    "
+
+
+@dataclass(frozen=True)
+class Var:
+    """What a part is in the code: an expression, and what may be done with it.
+
+    single: has one row for the whole batch. foreign: may be or share memory with a caller's tensor or a
+    parameter. fresh: made by the last line and read by nobody yet, so it may be written over. product: two
+    expressions whose Hadamard product it is, not multiplied yet.
+    """
+
+    text: str
+    single: bool = False
+    foreign: bool = False
+    fresh: bool = False
+    product: tuple[str, str] | None = None
+
+
+class Code:
+    """Lines of one function; `head` runs before the body and holds what no tick changes."""
+
+    def __init__(self) -> None:
+        self.head: list[str] = []
+        self.body: list[str] = []
+        self.depth = 0
+        self.constants: dict[str, object] = {}
+        self.count = 0
+        self.heads: dict[str, str] = {}
+        self.known: dict[int, str] = {}
+
+    def name(self, prefix: str = "v") -> str:
+        """A new variable."""
+        self.count += 1
+        return f"{prefix}{self.count}"
+
+    def line(self, text: str) -> None:
+        """One more line at the present depth."""
+        self.body.append(INDENT * self.depth + text)
+
+    def let(self, expression: str, single: bool = False, foreign: bool = False, fresh: bool = True) -> Var:
+        """A new variable with this value."""
+        name = self.name()
+        self.line(f"{name} = {expression}")
+        return Var(name, single, foreign, fresh)
+
+    def first(self, expression: str) -> str:
+        """A variable made once, before everything; the same expression gives the same one."""
+        if expression not in self.heads:
+            name = self.name("h")
+            self.head.append(f"{name} = {expression}")
+            self.heads[expression] = name
+        return self.heads[expression]
+
+    def constant(self, value: object) -> str:
+        """A name for an object the code needs."""
+        if id(value) not in self.known:
+            name = f"k{len(self.constants)}"
+            self.constants[name] = value
+            self.known[id(value)] = name
+        return self.known[id(value)]
+
+
+def size_text(size: Size, names: dict[str, str]) -> str:
+    """A size as an expression of the variables of its names.
+
+    >>> size_text("time + 3", {"time": "n_time"})
+    '(n_time + 3)'
+    """
+    if isinstance(size, int):
+        return str(size)
+    return "(" + re.sub(r"[A-Za-z_]\w*", lambda m: names[m[0]], size) + ")"
+
+
+def shape_text(part: Part, names: dict[str, str]) -> str:
+    """The stored shape of a part as arguments of a call."""
+    return ", ".join(size_text(size, names) for size in part.stored_shape)

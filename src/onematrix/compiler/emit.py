@@ -1,0 +1,289 @@
+"""Lowered program → the text of one flat function of its tensors and inputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from onematrix.compiler.code import Code, Var, shape_text, size_text
+from onematrix.compiler.rows import Rows
+from onematrix.programs.flow import parts_read, written
+from onematrix.programs.interpreter import _run_node
+from onematrix.programs.part import ONE
+from onematrix.programs.product import apply_wire
+from onematrix.programs.program import Program
+from onematrix.programs.run import carried_parts
+from onematrix.programs.schedule import Loop, Node, Seq
+from onematrix.programs.wiring import Wired, WiredLoop, WiredRow, WiredSeq, WiredStep
+from onematrix.structures.tree import rebuild
+
+Env = dict[str, Var]
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """The text of a function and the objects it names."""
+
+    text: str
+    constants: Mapping[str, object]
+    needs_run: bool
+
+    def function(self) -> object:
+        """The function itself. The text comes from the program alone; nothing of it is read from a file."""
+        space: dict[str, object] = {
+            "torch": torch,
+            "linear": functional.linear,
+            "rebuild": rebuild,
+            "apply_wire": apply_wire,
+            "run_node": _run_node,
+            **self.constants,
+        }
+        exec(compile(self.text, "<compiled program>", "exec"), space)
+        return space["forward"]
+
+
+def emit(program: Program, slots: dict[int, int], stateful: bool = False) -> Emitted:
+    """The function of a lowered program; slots: id(tensor) → its place among the module's tensors.
+
+    forward(slots, inputs, batch, dtype, device, sizes, run, state) → (outputs, state), both tuples; the state
+    is that of `carried_parts`, and empty unless stateful.
+    """
+    return _Emitter(program, slots, stateful).emit()
+
+
+class _Emitter:
+    def __init__(self, program: Program, slots: dict[int, int], stateful: bool) -> None:
+        self.program, self.stateful = program, stateful
+        self.code = Code()
+        names = sorted(program.free_sizes())
+        self.sizes = {name: f"n_{name}" for name in names}
+        self.rows = Rows(program, slots, self.code, self.sizes)
+        self.handed: dict[str, str] = {}
+
+    def emit(self) -> Emitted:
+        program = self.program
+        env: Env = {}
+        for place, name in enumerate(program.inputs):
+            env[name] = Var(f"in{place}", foreign=True)
+        self.node(program.schedule, program.wiring, env, True)
+        outputs = "".join(f"{self.output(name, env)}, " for name in program.outputs)
+        state = "".join(f"{self.handed[name]}, " for name in carried_parts(program)) if self.stateful else ""
+        inputs = "".join(f"in{place}, " for place in range(len(program.inputs)))
+        lines = [f"({inputs}) = inputs"]
+        lines += [f"n_{name} = sizes[{name!r}]" for name in sorted(self.sizes)]
+        lines += [*self.code.head, *self.code.body, f"return ({outputs}), ({state})"]
+        text = "def forward(slots, inputs, batch, dtype, device, sizes, run, state, first):\n"
+        text += "".join(f"    {line}\n" for line in lines)
+        return Emitted(text, self.code.constants, self.rows.needs_run)
+
+    def output(self, name: str, env: Env) -> str:
+        """An output in memory of its own, with one row per sample."""
+        if name == ONE:
+            return "torch.ones(batch, 1, dtype=dtype, device=device)"
+        value = env[name]
+        text = self.rows.text(value)
+        if value.single:
+            return f"{text}.expand(batch, *{text}.shape[1:]).contiguous().clone()"
+        return f"{text}.clone()" if value.foreign else text
+
+    # Nodes.
+
+    def node(self, node: Node, wired: Wired, env: Env, outermost: bool) -> None:
+        if isinstance(wired, WiredStep):
+            needed = [row for row in wired.rows if self.rows.uses.get(row.part)]
+            env.update([(row.part, self.rows.row(row, env)) for row in needed])
+        elif isinstance(wired, WiredSeq):
+            assert isinstance(node, Seq), "the wiring has the shape of the schedule"
+            for child, inner in zip(node.body, wired.body, strict=True):
+                self.node(child, inner, env, outermost)
+        elif wired.loop.over is not None:
+            self.over(wired, env, outermost)
+        elif wired.loop.times is not None:
+            self.rounds(wired, env)
+        else:
+            self.interpreted(wired, env)
+
+    def interpreted(self, wired: WiredLoop, env: Env) -> None:
+        """A loop until it stands still: run as the interpreter runs it."""
+        names = sorted(n for n in parts_read(wired.loop) if n in env)
+        texts = ", ".join(f"{name!r}: {self.rows.text(env[name])}" for name in names)
+        state, one = self.code.name("state"), self.code.first("torch.ones(1, 1, dtype=dtype, device=device)")
+        self.code.line(f"{state} = {{{ONE!r}: {one}, {texts}}}")
+        ticks = "".join(f"{t}, " for t in self.rows.ticks)
+        wire = self.code.constant(wired)
+        self.code.line(f"run_node({wire}, {state}, {self.rows.run()}, ({ticks}), False)")
+        for name in sorted(written(wired.loop)):
+            env[name] = self.code.let(f"run.whole({state}[{name!r}])", foreign=True, fresh=False)
+
+    def rounds(self, wired: WiredLoop, env: Env) -> None:
+        """A number of rounds."""
+        loop, code = wired.loop, self.code
+        start = {row.part: self.map_row(row, env) for row in wired.init}
+        names = sorted(written(loop))
+        needed = parts_read(loop.body) if isinstance(loop.times, int) and loop.times > 0 else set(names)
+        fixed = {name: code.name("s") for name in names}
+        for name in names:
+            if name in start:
+                code.line(f"{fixed[name]} = {self.rows.full(start[name])}")
+            elif name in needed:
+                code.line(f"{fixed[name]} = {self.rows.zeros(self.program.parts[name], 'batch').text}")
+        inner = env | {name: Var(fixed[name], foreign=True) for name in names}
+        tick = code.name("t")
+        code.line(f"for {tick} in range({size_text(loop.times or 0, self.sizes)}):")
+        code.depth += 1
+        before, self.rows.ticks = self.rows.ticks, (*self.rows.ticks, tick)
+        self.node(loop.body, wired.body, inner, False)
+        texts = [self.rows.full(inner[name]) for name in names]
+        code.line(f"{', '.join(fixed[n] for n in names)}, = {', '.join(texts)},")
+        code.depth -= 1
+        self.rows.ticks = before
+        env.update({name: Var(fixed[name], foreign=True) for name in names})
+
+    def map_row(self, row: WiredRow, env: Env, peel: object = None) -> Var:
+        """One row of a loop's own block matrix."""
+        return self.rows.sum(row.sums[0], self.program.parts[row.part], row, env)
+
+    # Loops over a dimension.
+
+    def over(self, wired: WiredLoop, env: Env, outermost: bool) -> None:
+        loop, code = wired.loop, self.code
+        ticks = size_text(loop.length, self.sizes)
+        carried = self.first_state(wired, env, outermost)
+        series, whole = self.feeds(wired, env, ticks)
+        valid = None if loop.valid is None else self.series(loop.valid, loop, env, ticks)
+        stacks = {row.part: code.name("all") for row in wired.outputs}
+        for name in stacks.values():
+            code.line(f"{name} = []")
+        tick = code.name("t")
+        lists = list(series.values()) + ([valid] if valid else [])
+        each = [code.name("x") for _ in lists]
+        places = f"range({ticks} - 1, -1, -1)" if loop.reverse else f"range({ticks})"
+        if each:
+            turned = [f"{text}[::-1]" if loop.reverse else text for text in lists]
+            code.line(f"for {tick}, {', '.join(each)} in zip({places}, {', '.join(turned)}):")
+        else:
+            code.line(f"for {tick} in {places}:")
+        code.depth += 1
+        before = self.rows.ticks
+        shifted = f"{tick} + first" if outermost else tick
+        self.rows.ticks = (*before, shifted)
+        inner: Env = {name: Var(text, foreign=True) for name, text in carried.items()}
+        outer: Env = dict(whole)
+        for name, text in zip(series, each, strict=False):
+            outer[name] = Var(text, env[name].single, foreign=True)
+        inner |= {row.part: self.map_row(row, outer) for row in wired.feeds}
+        self.node(loop.body, wired.body, inner, False)
+        self.end_tick(wired, inner, carried, stacks, each[-1] if valid else None)
+        code.depth -= 1
+        self.rows.ticks = before
+        for name, text in carried.items():
+            env[name] = Var(text, foreign=True)
+            if outermost:
+                self.handed[name] = text
+        for name, text in stacks.items():
+            env[name] = self.stacked(name, text, loop)
+
+    def first_state(self, wired: WiredLoop, env: Env, outermost: bool) -> dict[str, str]:
+        """A variable per carried part, at what it starts as."""
+        code, init = self.code, {row.part: row for row in wired.init}
+        found = {}
+        for row in wired.carry:
+            name, part = row.part, self.program.parts[row.part]
+            found[name] = code.name("s")
+            given = f"state.get({name!r})" if outermost and self.stateful else None
+            if given:
+                code.line(f"{found[name]} = {given}")
+                code.line(f"if {found[name]} is None:")
+                code.depth += 1
+            start = self.map_row(init[name], env) if name in init else self.rows.zeros(part, "batch")
+            code.line(f"{found[name]} = {self.rows.full(start)}")
+            code.depth -= 1 if given else 0
+        return found
+
+    def feeds(self, wired: WiredLoop, env: Env, ticks: str) -> tuple[dict[str, str], Env]:
+        """The list of ticks of every fed part, and the parts fed whole."""
+        names = dict.fromkeys(w.column for row in wired.feeds for w in row.sums[0] if w.column in env)
+        series, whole = {}, Env()
+        for name in names:
+            if wired.loop.over in self.program.parts[name].shape:
+                series[name] = self.series(name, wired.loop, env, ticks)
+            else:
+                whole[name] = Var(self.rows.text(env[name]), env[name].single, env[name].foreign)
+        return series, whole
+
+    def series(self, name: str, loop: Loop, env: Env, ticks: str) -> str:
+        """The ticks of an outer part as a list, past its end zero or the last one."""
+        part = self.program.parts[name]
+        value, code = self.rows.text(env[name]), self.code
+        if part.shape == (loop.over,):
+            value = f"{value}.unsqueeze(-1)"
+        place = 1 + part.shape.index(loop.over or "")
+        listed = code.name("u")
+        code.line(f"{listed} = {value}.unbind({place})")
+        if loop.ticks is not None:
+            code.line(
+                f"{listed} = past_the_end({listed}, {ticks}, {value}, {place}, {loop.after!r}, {name!r})"
+            )
+            code.constants["past_the_end"] = past_the_end
+        return listed
+
+    def end_tick(
+        self, wired: WiredLoop, inner: Env, carried: dict[str, str], stacks: dict[str, str], valid: str | None
+    ) -> None:
+        code = self.code
+        outputs = {row.part: self.peeled_row(row, wired, inner) for row in wired.outputs}
+        new = {row.part: self.map_row(row, inner) for row in wired.carry}
+        for name, value in outputs.items():
+            text = self.rows.full(value)
+            if valid:
+                text = f"hold({valid}, {text}, torch.zeros_like({text}))"
+            code.line(f"{stacks[name]}.append({text})")
+        texts = [self.rows.full(value) for value in new.values()]
+        if valid:
+            code.constants["hold"] = hold
+            texts = [f"hold({valid}, {t}, {carried[n]})" for n, t in zip(new, texts, strict=True)]
+        if new:
+            code.line(f"{', '.join(carried[n] for n in new)}, = {', '.join(texts)},")
+
+    def peeled_row(self, row: WiredRow, wired: WiredLoop, inner: Env) -> Var:
+        part = self.program.parts[row.part]
+        return self.rows.sum(row.sums[0], part.peel(wired.loop.length) or part, row, inner)
+
+    def stacked(self, name: str, text: str, loop: Loop) -> Var:
+        part = self.program.parts[name]
+        place = 1 + part.shape.index(loop.length)
+        shape, code = shape_text(part, self.sizes), self.code
+        zeros = self.rows.zeros_text(part, "batch") if self._may_be_empty(loop) else ""
+        listed = f"{text}[::-1]" if loop.reverse else text
+        stacked = f"torch.stack({listed}, {place})"
+        if part.shape == (loop.length,):
+            stacked = f"{stacked}.reshape(batch, {shape})"
+        if zeros:
+            stacked = f"{stacked} if {text} else {zeros}"
+        return code.let(stacked, fresh=False)
+
+    def _may_be_empty(self, loop: Loop) -> bool:
+        return not isinstance(loop.length, int) or loop.length == 0
+
+
+def past_the_end(
+    series: tuple[torch.Tensor, ...], ticks: int, value: torch.Tensor, place: int, after: str, name: str
+) -> tuple[torch.Tensor, ...]:
+    """The ticks of a series, those past its end zero or the last one."""
+    more = ticks - len(series)
+    if more <= 0:
+        return series[:ticks]
+    if after == "zero":
+        return series + (value.new_zeros(*value.shape[:place], *value.shape[place + 1 :]),) * more
+    if not series:
+        from onematrix.errors import ShapeError
+
+        raise ShapeError(f"nothing to hold: {name!r} has no tick and {ticks} are asked")
+    return series + (series[-1],) * more
+
+
+def hold(counts: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """The new value where the sample counts, else the old one."""
+    mask = counts.reshape(counts.shape[0], *[1] * (new.dim() - 1))
+    return torch.where(mask if mask.dtype == torch.bool else mask != 0, new, old)
