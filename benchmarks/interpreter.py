@@ -60,7 +60,8 @@ def iterated(scale: int) -> Case:
     net = om.Iterated(inn(widths))
     x = torch.randn(100, 10, widths[0], generator=torch.Generator().manual_seed(0))
     names = ["x", "h1", "h2", "y"]
-    W = {(r, c): net.get_parameter(f"blocks.{r}.{c}.weight") for r in names[1:] for c in [*names, "one"]}
+    W = {(r, c): net.get_parameter(f"blocks.{r}.{c}.weight") for r in names[1:] for c in names}
+    b = {r: net.get_parameter(f"blocks.{r}.one.vector") for r in names[1:]}
 
     def by_hand() -> Tensor:
         state = {n: x.new_zeros(100, w) for n, w in zip(names, widths, strict=True)}
@@ -72,7 +73,7 @@ def iterated(scale: int) -> Case:
                 total = functional.linear(state["x"], W[r, "x"])
                 for c in names[1:]:
                     total = total + functional.linear(state[c], W[r, c])
-                total = total + W[r, "one"].mT
+                total = total + b[r]
                 new[r] = torch.relu(total) if r != "y" else total
             state |= new
         return state["y"]
@@ -86,12 +87,12 @@ def perceptron(scale: int) -> Case:
     net = om.Iterated(mlp(widths))
     x = torch.randn(256, widths[0], generator=torch.Generator().manual_seed(0))
     W = [net.get_parameter(f"blocks.x{i}.x{i - 1}.weight") for i in (1, 2, 3)]
-    b = [net.get_parameter(f"blocks.x{i}.one.weight") for i in (1, 2, 3)]
+    b = [net.get_parameter(f"blocks.x{i}.one.vector") for i in (1, 2, 3)]
 
     def by_hand() -> Tensor:
-        h = torch.relu(functional.linear(x, W[0]) + b[0].mT)
-        h = torch.relu(functional.linear(h, W[1]) + b[1].mT)
-        return functional.linear(h, W[2]) + b[2].mT
+        h = torch.relu(functional.linear(x, W[0]) + b[0])
+        h = torch.relu(functional.linear(h, W[1]) + b[1])
+        return functional.linear(h, W[2]) + b[2]
 
     return "784-512-512-10, batch 256", net, (x,), by_hand
 
@@ -102,12 +103,13 @@ def recurrent(scale: int) -> Case:
     net = om.Iterated(elman(n, m))
     g = torch.Generator().manual_seed(0)
     x, h0 = torch.randn(64, ticks, n, generator=g), torch.zeros(64, m)
-    W, U, b = (net.get_parameter(f"blocks.h.{c}.weight") for c in ("x", "h_prev", "one"))
+    W, U = (net.get_parameter(f"blocks.h.{c}.weight") for c in ("x", "h_prev"))
+    b = net.get_parameter("blocks.h.one.vector")
 
     def by_hand() -> Tensor:
         h, hidden = h0, []
         for x_t in x.unbind(1):
-            h = torch.tanh(functional.linear(x_t, W) + functional.linear(h, U) + b.mT)
+            h = torch.tanh(functional.linear(x_t, W) + functional.linear(h, U) + b)
             hidden.append(h)
         return torch.stack(hidden, 1)
 

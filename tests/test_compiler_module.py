@@ -113,7 +113,7 @@ def test_the_parameters_are_those_of_the_program_and_train():
         loss.backward()
         optimiser.step()
         losses.append(float(loss))
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     same(compiled(x, h), iterated(x, h), rtol=1e-5, atol=1e-6)
 
 
@@ -220,7 +220,7 @@ def test_the_proof_finds_wrong_code(old, new):
         text = emitted.text.replace(old, new)
         if text == emitted.text:
             pytest.skip("the loop is one kernel")
-        module._functions[False] = type(emitted)(text, emitted.constants, emitted.needs_run).function()
+        module._function = type(emitted)(text, emitted.constants).function()
         return module
 
     with pytest.raises((CompileError, RuntimeError)):

@@ -189,7 +189,7 @@ def test_mlp_residual_and_dense_skips_are_their_equations():
     A, B, C = normal(5, 4), normal(3, 5), normal(3, 4)
     x = normal(2, 4)
     program = mlp([4, 5, 3], [Dense(A), Dense(B)], [normal(5), None])
-    b = program.parameters["blocks.x1.one.weight"].reshape(-1)
+    b = program.parameters["blocks.x1.one.vector"].reshape(-1)
     assert_close(interpret(program, x), torch.relu(x @ A.T + b) @ B.T, **EXACT)
     V = normal(4, 5)
     assert_close(

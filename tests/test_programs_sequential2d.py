@@ -75,11 +75,11 @@ def test_one_bias_per_row_however_many_layers_bring_one():
     blocks, sizes = network()
     program = step_of(blocks, sizes)
     biases = {n: t for n, t in program.parameters.items() if ".one." in n}
-    assert {n: t.numel() for n, t in biases.items()} == {"blocks.x.one.weight": 4, "blocks.h.one.weight": 5}
+    assert {n: t.numel() for n, t in biases.items()} == {"blocks.x.one.vector": 4, "blocks.h.one.vector": 5}
     expected = blocks[0][1].bias + blocks[1][1].bias + blocks[2][1].bias
-    assert torch.equal(biases["blocks.h.one.weight"].flatten(), expected)
+    assert torch.equal(biases["blocks.h.one.vector"].flatten(), expected)
     kept = blocks[1][0].bias.clone()
-    biases["blocks.x.one.weight"].add_(1)
+    biases["blocks.x.one.vector"].add_(1)
     assert torch.equal(blocks[1][0].bias, kept)
 
 

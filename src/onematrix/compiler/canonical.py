@@ -15,6 +15,8 @@ from onematrix.programs.joins import Join
 from onematrix.programs.part import Part
 from onematrix.structures.algebra import Product
 from onematrix.structures.base import Structure
+from onematrix.structures.column import Column
+from onematrix.structures.diagonal import Diagonal
 from onematrix.structures.identity import Identity, Ones, Scaled, Zero
 
 IDENTITY = Activation("identity")
@@ -115,6 +117,8 @@ class Canon:
         """A · 1 as a block from the part `one`, where the value is 1 everywhere."""
         if not self._ones(value) or block.on != "all" or isinstance(block.structure, Identity):
             return None
+        if isinstance(block.structure, Diagonal):
+            return Block(Column(block.structure.vector))
         return Block(Product(block.structure, Ones(block.structure.shape[1], 1)))
 
     def _ones(self, value: Value) -> bool:

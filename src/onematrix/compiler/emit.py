@@ -1,6 +1,7 @@
 """Lowered program → the text of one flat function of its tensors and inputs."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from onematrix.compiler.code import Code, Var, shape_text, size_text
 from onematrix.compiler.rows import Rows
 from onematrix.programs.flow import parts_read, written
 from onematrix.programs.interpreter import _run_node
-from onematrix.programs.part import ONE
+from onematrix.programs.part import ONE, Part
 from onematrix.programs.product import apply_wire
 from onematrix.programs.program import Program
 from onematrix.programs.run import carried_parts
@@ -27,7 +28,6 @@ class Emitted:
 
     text: str
     constants: Mapping[str, object]
-    needs_run: bool
 
     def function(self) -> object:
         """The function itself. The text comes from the program alone; nothing of it is read from a file."""
@@ -43,22 +43,23 @@ class Emitted:
         return space["forward"]
 
 
-def emit(program: Program, slots: dict[int, int], stateful: bool = False) -> Emitted:
-    """The function of a lowered program; slots: id(tensor) → its place among the module's tensors.
+def emit(program: Program, slots: dict[int, int], names: Sequence[str], stateful: bool = False) -> Emitted:
+    """The function of a lowered program; slots: id(tensor) → its place; names: of each place in its table.
 
-    forward(slots, inputs, batch, dtype, device, sizes, run, state) → (outputs, state), both tuples; the state
-    is that of `carried_parts`, and empty unless stateful.
+    forward(module, tables, inputs, given, seed, state, first) → outputs, or (outputs, state) when stateful,
+    the state being that of `carried_parts`. The module is asked only when an input is not plainly what it
+    should be.
     """
-    return _Emitter(program, slots, stateful).emit()
+    return _Emitter(program, slots, names, stateful).emit()
 
 
 class _Emitter:
-    def __init__(self, program: Program, slots: dict[int, int], stateful: bool) -> None:
+    def __init__(self, program: Program, slots: dict[int, int], names: Sequence[str], stateful: bool) -> None:
         self.program, self.stateful = program, stateful
         self.code = Code()
-        names = sorted(program.free_sizes())
-        self.sizes = {name: f"n_{name}" for name in names}
-        self.rows = Rows(program, slots, self.code, self.sizes)
+        free = sorted(program.free_sizes())
+        self.sizes = {name: f"n_{name}" for name in free}
+        self.rows = Rows(program, slots, names, self.code, self.sizes)
         self.handed: dict[str, str] = {}
 
     def emit(self) -> Emitted:
@@ -67,15 +68,59 @@ class _Emitter:
         for place, name in enumerate(program.inputs):
             env[name] = Var(f"in{place}", foreign=True)
         self.node(program.schedule, program.wiring, env, True)
-        outputs = "".join(f"{self.output(name, env)}, " for name in program.outputs)
-        state = "".join(f"{self.handed[name]}, " for name in carried_parts(program)) if self.stateful else ""
-        inputs = "".join(f"in{place}, " for place in range(len(program.inputs)))
-        lines = [f"({inputs}) = inputs"]
-        lines += [f"n_{name} = sizes[{name!r}]" for name in sorted(self.sizes)]
-        lines += [*self.code.head, *self.code.body, f"return ({outputs}), ({state})"]
-        text = "def forward(slots, inputs, batch, dtype, device, sizes, run, state, first):\n"
-        text += "".join(f"    {line}\n" for line in lines)
-        return Emitted(text, self.code.constants, self.rows.needs_run)
+        outputs = [self.output(name, env) for name in program.outputs]
+        result = outputs[0] if len(outputs) == 1 else f"({', '.join(outputs)})"
+        if self.stateful:
+            result = f"{result}, ({''.join(self.handed[name] + ', ' for name in carried_parts(program))})"
+        body = [*self.code.head, *self.code.body, f"return {result}"]
+        lines = [*self.entry("\n".join(body)), *body]
+        text = "def forward(module, tables, inputs, given, seed, state, first):\n"
+        return Emitted(text + "".join(f"    {line}\n" for line in lines), self.code.constants)
+
+    def entry(self, body: str) -> list[str]:
+        """The inputs, checked, and what the body asks about them."""
+        count = len(self.program.inputs)
+        wrong = [f"len(inputs) != {count}", "given is not None"]
+        lines = [f"({', '.join(f'in{p}' for p in range(count))},) = inputs"]
+        missing = dict(self.sizes)
+        for place, name in enumerate(self.program.inputs):
+            wrong += self.doubts(place, self.program.parts[name], missing, lines)
+        lines += [f"n_{name} = module._size({name!r}, inputs, given)" for name in missing]
+        weight = next((t for t in self.program.parameters.values() if t.is_floating_point()), None)
+        floating = self.rows.tensor_text(weight) if weight is not None else None
+        for place, name in enumerate(self.program.inputs):
+            part = self.program.parts[name]
+            if part.kind == "real" and part.dtype is None and floating:
+                wrong.append(f"in{place}.dtype is not {floating}.dtype")
+        lines.insert(0, f"if {wrong[0]}: module._check(inputs, given)")
+        lines.append(f"if {' or '.join(wrong[1:])}: module._check(inputs, given)")
+        dtype = f"{floating}.dtype" if floating else "module._dtype_of(inputs)"
+        asked = {
+            "batch": "in0.shape[0]",
+            "device": "in0.device",
+            "dtype": dtype,
+            "run": "module._run(inputs, given, seed, first)",
+        }
+        return lines + [f"{name} = {text}" for name, text in asked.items() if re.search(rf"\b{name}\b", body)]
+
+    def doubts(self, place: int, part: Part, missing: dict[str, str], lines: list[str]) -> list[str]:
+        """Conditions under which an input has to be looked at closely; named sizes are read on the way."""
+        shape = part.stored_shape
+        lines.append(f"shape{place} = in{place}.shape")
+        found = [f"len(shape{place}) != {len(shape) + 1}"]
+        if place:
+            found.append(f"shape{place}[0] != shape0[0]")
+        for axis, size in enumerate(shape, start=1):
+            text = f"shape{place}[{axis}]"
+            if isinstance(size, str) and size in missing and size.isidentifier():
+                lines.append(f"{missing.pop(size)} = {text} if len(shape{place}) == {len(shape) + 1} else -1")
+            else:
+                found.append(f"{text} != {size_text(size, self.sizes)}")
+        if part.kind == "index":
+            found.append("True")  # its numbers are looked at
+        elif part.dtype is not None:
+            found.append(f"in{place}.dtype is not torch.{part.dtype}")
+        return found
 
     def output(self, name: str, env: Env) -> str:
         """An output in memory of its own, with one row per sample."""

@@ -10,8 +10,9 @@ from onematrix.programs.joins import Join, _with_batch
 from onematrix.programs.part import ONE, Part
 from onematrix.programs.program import Program
 from onematrix.programs.wiring import Wire, WiredRow
-from onematrix.structures.algebra import Product, Sum, Transposed
+from onematrix.structures.algebra import Sum, Transposed
 from onematrix.structures.base import Structure
+from onematrix.structures.column import Column
 from onematrix.structures.dense import Dense
 from onematrix.structures.diagonal import Diagonal
 from onematrix.structures.identity import Identity, Ones, Scaled, Zero
@@ -36,24 +37,34 @@ class Terms:
 class Rows:
     """Writes rows of a lowered program; `env` gives the variable of each part."""
 
-    def __init__(self, program: Program, slots: dict[int, int], code: Code, sizes: dict[str, str]) -> None:
-        self.program, self.slots, self.code, self.sizes = program, slots, code, sizes
-        self.needs_run = False
+    def __init__(
+        self,
+        program: Program,
+        slots: dict[int, int],
+        names: Sequence[str],
+        code: Code,
+        sizes: dict[str, str],
+    ) -> None:
+        self.program, self.slots, self.names, self.code, self.sizes = program, slots, names, code, sizes
         self.uses = _count_uses(program)
 
     # Tensors and structures.
 
     def tensor(self, tensor: object) -> str:
         """A tensor the module holds."""
-        return self.code.first(f"slots[{self.slots[id(tensor)]}]")
+        return self.code.first(self.tensor_text(tensor))
+
+    def tensor_text(self, tensor: object) -> str:
+        """Where a tensor stands in the module's tables."""
+        slot = self.slots[id(tensor)]
+        return f"tables[{slot}][{self.names[slot]!r}]"
 
     def structure(self, a: Structure) -> str:
         """A structure over the tensors the module holds."""
-        return self.code.first(f"rebuild({self.code.constant(layout(a, self.slots))}, slots)")
+        return self.code.first(f"rebuild({self.code.constant(layout(a, self.slots))}, module._slots())")
 
     def run(self) -> str:
         """What the general product of a wire asks about the run."""
-        self.needs_run = True
         return "run"
 
     # Rows.
@@ -213,8 +224,8 @@ class Rows:
         """A · 1 as a vector."""
         if isinstance(a, Dense):
             return self.code.first(f"{self.tensor(a.weight)}.view({a.weight.shape[0]})")
-        if isinstance(a, Product) and isinstance(a.left, Diagonal) and isinstance(a.right, Ones):
-            return self.tensor(a.left.vector)
+        if isinstance(a, Column):
+            return self.tensor(a.vector)
         if isinstance(a, Sum):
             inner = [self.vector(t) for t in a.terms]
             return None if None in inner else self.code.first(" + ".join(t for t in inner if t))

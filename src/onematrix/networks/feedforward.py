@@ -10,6 +10,7 @@ from onematrix.programs.part import ONE
 from onematrix.programs.program import Program
 from onematrix.programs.schedule import Loop, Seq, Step
 from onematrix.structures.base import Structure
+from onematrix.structures.column import Column
 from onematrix.structures.dense import Dense
 from onematrix.structures.identity import Identity
 
@@ -39,7 +40,7 @@ def mlp(
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
         blocks: dict[tuple[str, str], Structure] = {(f"x{i}", f"x{i - 1}"): weight}
         if bias is not None:
-            blocks[f"x{i}", ONE] = Dense(bias.reshape(-1, 1))
+            blocks[f"x{i}", ONE] = Column(bias.contiguous())
         last = i == len(pairs)
         steps.append(Step(BlockMatrix(blocks, parts), activations=None if last else {f"x{i}": activation}))
     return Program(Seq(*steps), ["x0"], [f"x{len(pairs)}"])

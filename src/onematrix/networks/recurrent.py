@@ -11,6 +11,7 @@ from onematrix.programs.part import ONE, Part
 from onematrix.programs.program import Program
 from onematrix.programs.schedule import Loop, Node, Seq, Step
 from onematrix.structures.base import Structure
+from onematrix.structures.column import Column
 from onematrix.structures.dense import Dense
 from onematrix.structures.identity import Identity, scale
 
@@ -18,9 +19,9 @@ Blocks = dict[tuple[str, str], Structure]
 TIME = "time"
 
 
-def column(vector: Tensor) -> Dense:
+def column(vector: Tensor) -> Column:
     """A bias (n,) as a block from `one`: (n, 1)."""
-    return Dense(vector.reshape(-1, 1))
+    return Column(vector.contiguous())
 
 
 def elman(

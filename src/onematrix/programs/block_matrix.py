@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from onematrix.errors import ConversionError, ProgramError, ShapeError
 from onematrix.programs.part import ONE, Part, check_name, make_part
 from onematrix.structures.base import Structure
+from onematrix.structures.column import Column
 from onematrix.structures.dense import Dense
 from onematrix.structures.identity import Identity
 from onematrix.structures.sizes import Size, multiply_sizes
@@ -159,7 +160,7 @@ class BlockMatrix:
                 if isinstance(entry, nn.Linear) and entry.bias is not None:
                     bias[names[j]] = bias.get(names[j], 0) + entry.bias.detach()
         for row, vector in bias.items():
-            grid[row, ONE] = Dense(vector.reshape(-1, 1))
+            grid[row, ONE] = Column(vector.contiguous())
         return cls(grid, _infer_sizes(grid, names, sizes))
 
 
