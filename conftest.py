@@ -1,10 +1,12 @@
 """Settings of every test and doctest: one thread, and one line on what was skipped and why."""
 
 import os
+import tempfile
 from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("ONEMATRIX_CACHE", os.path.join(tempfile.gettempdir(), "onematrix-test-choices"))
 
 
 def pytest_configure(config):

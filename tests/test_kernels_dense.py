@@ -98,7 +98,11 @@ def test_the_table_is_that_of_the_elementwise_activations():
 
 @pytest.mark.parametrize(
     "activations",
-    [((1, "tanh"), (3, "relu")), ((2, "softmax"), (2, "sigmoid")), ((2, "gelu"), (1, "softmax"), (1, "identity"))],
+    [
+        ((1, "tanh"), (3, "relu")),
+        ((2, "softmax"), (2, "sigmoid")),
+        ((2, "gelu"), (1, "softmax"), (1, "identity")),
+    ],
 )
 @pytest.mark.parametrize("reverse", [False, True])
 def test_slices(activations, reverse):
@@ -210,7 +214,9 @@ def test_changing_the_states_before_backward_is_noticed():
 @pytest.mark.slow
 def test_compiles_into_one_graph():
     given = tensors(3, 2, 4)
-    compiled = torch.compile(lambda *t: run_dense_loop(*t, ((4, "tanh"),)), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda *t: run_dense_loop(*t, ((4, "tanh"),)), fullgraph=True, backend="aot_eager"
+    )
     for a, b in zip(compiled(*given), literal(*given, ((4, "tanh"),)), strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(

@@ -12,6 +12,7 @@ from onematrix.errors import ShapeError
 from onematrix.programs.activations import Activation
 from onematrix.programs.block_matrix import Block, operand_shape
 from onematrix.programs.joins import Join
+from onematrix.programs.opaque import Opaque
 from onematrix.programs.part import Part
 from onematrix.structures.algebra import Product
 from onematrix.structures.base import Structure
@@ -31,7 +32,7 @@ class Canon:
         self.expansions: dict[int, Sum] = {}
 
     def row(
-        self, name: str, part: Part, sums: tuple[Sum, ...], activation: Activation, join: Join | None
+        self, name: str, part: Part, sums: tuple[Sum, ...], activation: Activation, join: Join | Opaque | None
     ) -> Value:
         """σ(G v) ∘ H v of values that are in canonical form already."""
         if part.kind == "index" or (join is not None and join.index_operand is not None):
@@ -51,7 +52,7 @@ class Canon:
         )
 
     def _kept(
-        self, name: str, part: Part, sums: tuple[Sum, ...], activation: Activation, join: Join | None
+        self, name: str, part: Part, sums: tuple[Sum, ...], activation: Activation, join: Join | Opaque | None
     ) -> Value:
         """A row of indices: integers pass as they are."""
         only = sums[0][0].value if len(sums) == 1 and len(sums[0]) == 1 else None

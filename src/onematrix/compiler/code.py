@@ -15,7 +15,9 @@ class Var:
 
     single: has one row for the whole batch. foreign: may be or share memory with a caller's tensor or a
     parameter. fresh: made by the last line and read by nobody yet, so it may be written over. product: two
-    expressions whose Hadamard product it is, not multiplied yet.
+    expressions whose Hadamard product it is, not multiplied yet. merged: (variable, start, stop) when it is
+    that slice of the last dimension of one product for several rows. norm: (expression, ε) when it is the
+    layer norm of that, not computed yet.
     """
 
     text: str
@@ -23,6 +25,8 @@ class Var:
     foreign: bool = False
     fresh: bool = False
     product: tuple[str, str] | None = None
+    merged: tuple[str, int, int] | None = None
+    norm: tuple[str, float] | None = None
 
 
 class Code:

@@ -1,7 +1,11 @@
 """om.compile: a program, or a module that holds one, as a flat torch module."""
 
+from dataclasses import fields
+
 from torch import Tensor, nn
 
+from onematrix.compiler.choice import Trial, cache_folder, cache_key, choose, remember, remembered
+from onematrix.compiler.form import Form
 from onematrix.compiler.module import Compiled
 from onematrix.compiler.pipeline import Trace, lower
 from onematrix.compiler.proof import prove as prove_equal
@@ -11,14 +15,20 @@ from onematrix.programs.program import Program
 
 
 def compile(
-    program: Program | Iterated | Compiled, *inputs: Tensor, prove: bool = True, explain: bool = False
+    program: Program | Iterated | Compiled,
+    *inputs: Tensor,
+    prove: bool = True,
+    measure: bool = True,
+    explain: bool = False,
 ) -> Compiled:
     """The program as a flat, differentiable nn.Module: emit ∘ lower, with the same Parameter objects.
 
     program: an om.Program, or a module that holds one (om.Iterated); a compiled module is returned as it is.
-    inputs: example inputs, checked by one run. prove=True compares outputs and gradients with the interpreter
-    on small and edge inputs and raises CompileError on any difference. explain=True prints what each pass did
-    and the cost before and after.
+    inputs: example inputs; with them merges and kernels are chosen by measured time (measure=True), and what was
+    chosen is remembered per machine under $ONEMATRIX_CACHE. Without them, or with measure=False, the choice
+    depends on the program alone. prove=True compares outputs and gradients with the interpreter on small and edge
+    inputs and raises CompileError on any difference. explain=True prints what each pass did, the cost before
+    and after, and what was measured.
     Raises CompileError, and what the program raises for inputs that do not fit.
 
     >>> import torch, onematrix as om
@@ -30,18 +40,46 @@ def compile(
     if isinstance(program, Compiled):
         return program
     program = _program_of(program)
-    trace = Trace()
-    compiled = Compiled(program, lower(program, trace))
-    if prove:
-        prove_equal(program, lambda exact: Compiled(exact, lower(exact)))
+    trace, notes = Trace(), list[str]()
+    lowered = lower(program, trace)
+    compiled = Compiled(program, lowered)
     if inputs:
-        compiled(*inputs)
+        compiled(*inputs)  # names what does not fit before anything is measured
+    if inputs and measure:
+        compiled = _measured(program, lowered, inputs, notes)
+    if prove:
+        prove_equal(program, lambda exact: Compiled(exact, lower(exact), compiled.form))
     if explain:
-        print(explanation(program, compiled, trace))
+        print(explanation(program, compiled, trace, notes))
     return compiled
 
 
-def explanation(program: Program, compiled: Compiled, trace: Trace) -> str:
+def _measured(program: Program, lowered: Program, inputs: tuple[Tensor, ...], notes: list[str]) -> Compiled:
+    """The fastest form for these inputs, measured or remembered."""
+    key = cache_key(program, inputs, lowered.text())
+    found = remembered(cache_folder(), key)
+    if isinstance(found, Form):
+        notes.append("forms: remembered")
+        return Compiled(program, lowered, found)
+    if isinstance(found, str):
+        notes.append(found)
+    plain = Compiled(program, lowered)
+    questions = [f.name for f in fields(Form) if _differs(program, lowered, plain, f.name)]
+    trials: list[Trial] = []
+    form = Form()
+    if questions:
+        form, trials = choose(lambda f: Compiled(program, lowered, f), questions, inputs)
+    notes += [str(trial) for trial in trials]
+    remember(cache_folder(), key, form)
+    return Compiled(program, lowered, form)
+
+
+def _differs(program: Program, lowered: Program, plain: Compiled, question: str) -> bool:
+    """Whether the answer changes the code at all."""
+    return Compiled(program, lowered, Form(**{question: False})).text != plain.text
+
+
+def explanation(program: Program, compiled: Compiled, trace: Trace, notes: list[str]) -> str:
     """What each pass did, and products, multiply-adds and joined numbers before and after."""
     sizes = dict.fromkeys(program.free_sizes(), 8)
     before, after = program.counts(**sizes).work, compiled.lowered.counts(**sizes).work
@@ -53,7 +91,7 @@ def explanation(program: Program, compiled: Compiled, trace: Trace) -> str:
     ]
     for what in ("products", "multiply_adds", "activated", "joined"):
         lines.append(f"{what.replace('_', '-'):<16}{getattr(before, what):>14,}{getattr(after, what):>14,}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
 def _program_of(value: object) -> Program:

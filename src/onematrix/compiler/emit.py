@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from onematrix.compiler.attention import find_attention
+from onematrix.compiler.cells import find_cells
 from onematrix.compiler.code import Code, Var, shape_text, size_text
+from onematrix.compiler.form import Form
+from onematrix.compiler.recurrence_code import emit_attention, emit_cell, emit_dense, emit_elementwise
+from onematrix.compiler.recurrences import match_dense, match_elementwise
 from onematrix.compiler.rows import Rows
 from onematrix.programs.flow import parts_read, written
 from onematrix.programs.interpreter import _run_node
@@ -22,6 +27,9 @@ from onematrix.structures.tree import rebuild
 Env = dict[str, Var]
 
 
+PLAIN = Form()
+
+
 @dataclass(frozen=True)
 class Emitted:
     """The text of a function and the objects it names."""
@@ -34,6 +42,8 @@ class Emitted:
         space: dict[str, object] = {
             "torch": torch,
             "linear": functional.linear,
+            "layer_norm": functional.layer_norm,
+            "attend": functional.scaled_dot_product_attention,
             "rebuild": rebuild,
             "apply_wire": apply_wire,
             "run_node": _run_node,
@@ -43,24 +53,33 @@ class Emitted:
         return space["forward"]
 
 
-def emit(program: Program, slots: dict[int, int], names: Sequence[str], stateful: bool = False) -> Emitted:
+def emit(
+    program: Program, slots: dict[int, int], names: Sequence[str], stateful: bool = False, form: Form = PLAIN
+) -> Emitted:
     """The function of a lowered program; slots: id(tensor) → its place; names: of each place in its table.
 
     forward(module, tables, inputs, given, seed, state, first) → outputs, or (outputs, state) when stateful,
     the state being that of `carried_parts`. The module is asked only when an input is not plainly what it
     should be.
     """
-    return _Emitter(program, slots, names, stateful).emit()
+    return _Emitter(program, slots, names, stateful, form).emit()
 
 
 class _Emitter:
-    def __init__(self, program: Program, slots: dict[int, int], names: Sequence[str], stateful: bool) -> None:
+    def __init__(
+        self, program: Program, slots: dict[int, int], names: Sequence[str], stateful: bool, form: Form
+    ) -> None:
         self.program, self.stateful = program, stateful
         self.code = Code()
         free = sorted(program.free_sizes())
         self.sizes = {name: f"n_{name}" for name in free}
-        self.rows = Rows(program, slots, names, self.code, self.sizes)
+        self.rows = Rows(program, slots, names, self.code, self.sizes, form)
         self.handed: dict[str, str] = {}
+        self.form = form
+        self.cells = find_cells(program, self.rows.uses) if form.cells else {}
+        self.attention = find_attention(program, self.rows.uses) if form.attend else {}
+        self.within = {name for cell in self.cells.values() for name in cell.absorbed}
+        self.within |= {name for attention in self.attention.values() for name in attention.inner}
 
     def emit(self) -> Emitted:
         program = self.program
@@ -136,8 +155,8 @@ class _Emitter:
 
     def node(self, node: Node, wired: Wired, env: Env, outermost: bool) -> None:
         if isinstance(wired, WiredStep):
-            needed = [row for row in wired.rows if self.rows.uses.get(row.part)]
-            env.update([(row.part, self.rows.row(row, env)) for row in needed])
+            needed = [r for r in wired.rows if self.rows.uses.get(r.part) and r.part not in self.within]
+            env.update([(row.part, self.row(row, env)) for row in needed])
         elif isinstance(wired, WiredSeq):
             assert isinstance(node, Seq), "the wiring has the shape of the schedule"
             for child, inner in zip(node.body, wired.body, strict=True):
@@ -148,6 +167,11 @@ class _Emitter:
             self.rounds(wired, env)
         else:
             self.interpreted(wired, env)
+
+    def row(self, row: WiredRow, env: Env) -> Var:
+        """The value of a row, or of all rows of an attention at its last."""
+        attention = self.attention.get(row.part)
+        return self.rows.row(row, env) if attention is None else emit_attention(attention, self.rows, env)
 
     def interpreted(self, wired: WiredLoop, env: Env) -> None:
         """A loop until it stands still: run as the interpreter runs it."""
@@ -195,6 +219,8 @@ class _Emitter:
         loop, code = wired.loop, self.code
         ticks = size_text(loop.length, self.sizes)
         carried = self.first_state(wired, env, outermost)
+        if self.as_kernel(wired, env, carried, outermost):
+            return
         series, whole = self.feeds(wired, env, ticks)
         valid = None if loop.valid is None else self.series(loop.valid, loop, env, ticks)
         stacks = {row.part: code.name("all") for row in wired.outputs}
@@ -228,6 +254,30 @@ class _Emitter:
                 self.handed[name] = text
         for name, text in stacks.items():
             env[name] = self.stacked(name, text, loop)
+
+    def as_kernel(self, wired: WiredLoop, env: Env, carried: dict[str, str], outermost: bool) -> bool:
+        """Write the loop as one kernel, where it is one."""
+        starts = list(carried.values())
+        if id(wired) in self.cells:
+            outputs, ends = emit_cell(self.cells[id(wired)], wired.loop, carried, self.rows, env)
+            env.update(outputs | ends)
+            if outermost:
+                self.handed |= {name: ends[name].text for name in carried}
+            return True
+        if not self.form.kernels:
+            return False
+        if (elementwise := match_elementwise(wired, self.program, self.rows)) is not None:
+            stacked, texts = emit_elementwise(elementwise, wired.loop, starts, self.rows, env)
+        elif (dense := match_dense(wired, self.program, self.rows)) is not None:
+            stacked, texts = emit_dense(dense, wired.loop, starts, self.rows, env)
+        else:
+            return False
+        env.update(stacked)
+        for name, text in zip(carried, texts, strict=True):
+            env[name] = self.code.let(text, foreign=True, fresh=False)
+            if outermost:
+                self.handed[name] = env[name].text
+        return True
 
     def first_state(self, wired: WiredLoop, env: Env, outermost: bool) -> dict[str, str]:
         """A variable per carried part, at what it starts as."""

@@ -12,6 +12,7 @@ from fractions import Fraction
 from onematrix.programs.activations import Activation
 from onematrix.programs.block_matrix import Block
 from onematrix.programs.joins import Join
+from onematrix.programs.opaque import Opaque
 from onematrix.programs.part import Part
 from onematrix.programs.schedule import Loop
 from onematrix.structures.sizes import Size
@@ -65,7 +66,7 @@ class Row:
     part: Part
     sums: tuple[Sum, ...]
     activation: Activation
-    join: Join | None
+    join: Join | Opaque | None
 
     @property
     def linear(self) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onematrix.compiler.emit import Emitted, emit
+from onematrix.compiler.emit import PLAIN, Emitted, emit
+from onematrix.compiler.form import Form
 from onematrix.errors import ProgramError, ShapeError
 from onematrix.programs.ownership import adopt, rebuild_all, slot_tensors
 from onematrix.programs.program import Program
@@ -25,9 +26,9 @@ class Compiled(nn.Module):
     `text` shows the code, `lowered` the program it was made from.
     """
 
-    def __init__(self, source: Program, lowered: Program) -> None:
+    def __init__(self, source: Program, lowered: Program, form: Form = PLAIN) -> None:
         super().__init__()
-        self._source, self._lowered = source, lowered
+        self._source, self._lowered, self.form = source, lowered, form
         self._ownership = adopt(self, source.structures, source.parameters)
         self._places = {id(t): place for place, t in enumerate(source.parameters.values())}
         self._tables = [_table(self, path) for path in self._ownership.slots]
@@ -37,7 +38,7 @@ class Compiled(nn.Module):
 
     def _make(self, stateful: bool) -> Any:
         names = [path[-1] for path in self._ownership.slots]
-        self._emitted[stateful] = emit(self._lowered, self._places, names, stateful)
+        self._emitted[stateful] = emit(self._lowered, self._places, names, stateful, self.form)
         return self._emitted[stateful].function()
 
     def forward(

@@ -8,6 +8,7 @@ from onematrix.compiler.graph import Row, Sum, Term, Value
 from onematrix.programs.activations import Activation
 from onematrix.programs.block_matrix import Block
 from onematrix.programs.joins import Join
+from onematrix.programs.opaque import Opaque
 from onematrix.programs.part import Part
 from onematrix.structures.base import Structure
 
@@ -28,15 +29,16 @@ class Numbering:
         part: Part,
         sums: tuple[Sum, ...],
         activation: Activation,
-        join: Join | None,
+        join: Join | Opaque | None,
         expanded: tuple[Sum, ...] | None = None,
     ) -> Row:
         """The row; `expanded` are its sums in the form by which equal ones are recognised."""
         shown = tuple(self.sum_key(terms) for terms in (sums if expanded is None else expanded))
-        key: Key = (part, shown, str(activation), str(join))
+        named = ("opaque", id(join)) if isinstance(join, Opaque) else str(join)
+        key: Key = (part, shown, str(activation), named)
         if key not in self.rows:
             self.rows[key] = Row(name, part, sums, activation, join)
-            self.kept.append((sums, expanded))
+            self.kept.append((sums, expanded, join))
         return self.rows[key]
 
     def sum_key(self, terms: Sum) -> Key:

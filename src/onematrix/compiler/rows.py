@@ -1,85 +1,40 @@
 """Code for rows: sums of products, activations and joins, with as few calls as torch allows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
 
-from onematrix.compiler.code import Code, Var, shape_text, size_text
+from onematrix.compiler.code import Var, shape_text
+from onematrix.compiler.products import Products, Terms, times, unscaled
 from onematrix.programs.activations import Activation
 from onematrix.programs.joins import Join, _with_batch
+from onematrix.programs.opaque import Opaque
 from onematrix.programs.part import ONE, Part
-from onematrix.programs.program import Program
 from onematrix.programs.wiring import Wire, WiredRow
-from onematrix.structures.algebra import Sum, Transposed
-from onematrix.structures.base import Structure
-from onematrix.structures.column import Column
 from onematrix.structures.dense import Dense
 from onematrix.structures.diagonal import Diagonal
-from onematrix.structures.identity import Identity, Ones, Scaled, Zero
-from onematrix.structures.low_rank import LowRank
-from onematrix.structures.tree import layout
+from onematrix.structures.identity import Identity
 
 IN_PLACE = {"relu": "relu_", "sigmoid": "sigmoid_", "tanh": "tanh_"}
 DIRECT = {"abs", "cos", "exp", "reciprocal", "rsqrt", "sign", "sin", "sqrt", "square"}
 
 
-@dataclass
-class Terms:
-    """The terms of one sum by what they are; ratios are numbers."""
-
-    dense: list[tuple[float, str, Var]] = field(default_factory=list)  # weight (m, n)
-    scaled: list[tuple[float, str, Var]] = field(default_factory=list)  # vector (n,)
-    plain: list[tuple[float, Var]] = field(default_factory=list)
-    vectors: list[str] = field(default_factory=list)  # constants, shaped like the end of the part
-    number: float = 0.0
-
-
-class Rows:
-    """Writes rows of a lowered program; `env` gives the variable of each part."""
-
-    def __init__(
-        self,
-        program: Program,
-        slots: dict[int, int],
-        names: Sequence[str],
-        code: Code,
-        sizes: dict[str, str],
-    ) -> None:
-        self.program, self.slots, self.names, self.code, self.sizes = program, slots, names, code, sizes
-        self.uses = _count_uses(program)
-
-    # Tensors and structures.
-
-    def tensor(self, tensor: object) -> str:
-        """A tensor the module holds."""
-        return self.code.first(self.tensor_text(tensor))
-
-    def tensor_text(self, tensor: object) -> str:
-        """Where a tensor stands in the module's tables."""
-        slot = self.slots[id(tensor)]
-        return f"tables[{slot}][{self.names[slot]!r}]"
-
-    def structure(self, a: Structure) -> str:
-        """A structure over the tensors the module holds."""
-        return self.code.first(f"rebuild({self.code.constant(layout(a, self.slots))}, module._slots())")
-
-    def run(self) -> str:
-        """What the general product of a wire asks about the run."""
-        return "run"
-
-    # Rows.
+class Rows(Products):
+    """Writes rows of a lowered program."""
 
     def row(self, row: WiredRow, env: dict[str, Var]) -> Var:
         """The value of a row."""
         part = self.program.parts[row.part]
         own = row.join is not None and row.join.keeps_operand_shapes
         found = [self.operand(w, row, env) if own else self.sum(w, part, row, env) for w in row.sums]
+        if row.activation is not None and self.waits(row):
+            return Var("", found[0].single, norm=(self.text(found[0]), row.activation.arguments[0]))
         if row.activation is not None:
-            found[0] = self.activation(row.activation, self.whole(found[0], part, row.activation))
+            found[0] = self.activation(row.activation, found[0])
         return found[0] if row.join is None else self.join(row, row.join, found)
 
-    def whole(self, value: Var, part: Part, activation: Activation) -> Var:
-        return value
+    def waits(self, row: WiredRow) -> bool:
+        """Whether a layer norm may be joined with the scale and shift that follow it."""
+        named = row.activation is not None and row.activation.name == "layer_norm"
+        return named and row.join is None and self.uses.get(row.part) == 1
 
     def activation(self, activation: Activation, value: Var) -> Var:
         name, x = activation.name, self.text(value)
@@ -93,7 +48,7 @@ class Rows:
         function = self.code.constant(activation.rule.function)
         return self.code.let(f"{function}({x}{arguments})", value.single, value.foreign, name != "cast")
 
-    def join(self, row: WiredRow, join: Join, sums: Sequence[Var]) -> Var:
+    def join(self, row: WiredRow, join: Join | Opaque, sums: Sequence[Var]) -> Var:
         single = all(v.single for v in sums)
         if join.name == "hadamard":
             a, b = (self.text(v) for v in sums)
@@ -101,17 +56,9 @@ class Rows:
                 return Var("", product=(a, b))
             return self.code.let(f"{a} * {b}", single)
         texts = ", ".join(self.text(v) for v in sums)
-        if join.pattern:
+        if isinstance(join, Join) and join.pattern:
             return self.code.let(f"torch.einsum({_with_batch(join.pattern)!r}, {texts})", single)
         return self.code.let(f"{self.code.constant(join)}({texts})", single)
-
-    def text(self, value: Var) -> str:
-        """The expression of a value, multiplied out."""
-        if value.product is None:
-            return value.text
-        return self.code.let(f"{value.product[0]} * {value.product[1]}").text
-
-    # Sums.
 
     def operand(self, wires: Sequence[Wire], row: WiredRow, env: dict[str, Var]) -> Var:
         """A sum in the shape of what it reads."""
@@ -126,7 +73,8 @@ class Rows:
         if part.kind == "index":
             return self.general(wires[0], env) if wires else self.zeros(part)
         terms = Terms()
-        for wire in wires:
+        constants_first = sorted(wires, key=lambda wire: wire.column != ONE)
+        for wire in constants_first:
             self.sort(wire, part, terms, env)
         value = self.total(terms, part)
         if not any(w.spread for w in wires) or any(w.column != ONE and not w.spread for w in wires):
@@ -139,12 +87,19 @@ class Rows:
     def sort(self, wire: Wire, part: Part, terms: Terms, env: dict[str, Var]) -> None:
         """Put a wire where it belongs among the terms."""
         ratio, a = unscaled(self.program.structures[wire.slot])
+        if id(wire) in self.absorbed:
+            return
+        if id(wire) in self.merges:
+            terms.plain.append((ratio, self.merged(wire, env)))
+            return
         if wire.column == ONE and self.constant(ratio, a, wire, part, terms):
             return
         if wire.passes:
             terms.plain.append((1.0, self.value(wire.column, env)))
-        elif not wire.plain:
+        elif not wire.plain and (wire.classes is not None or wire.named or wire.column == ONE):
             terms.plain.append((1.0, self.general(wire, env)))
+        elif not wire.plain:
+            terms.plain.append((1.0, self.shaped(wire, ratio, a, terms, env)))
         elif isinstance(a, Identity):
             terms.plain.append((ratio, self.value(wire.column, env)))
         elif isinstance(a, Dense):
@@ -154,110 +109,33 @@ class Rows:
         else:
             terms.plain.append((ratio, self.product(a, self.value(wire.column, env))))
 
-    def product(self, a: Structure, value: Var) -> Var:
-        """A x for a structure without a call of its own in torch."""
-        x = self.text(value)
-        if isinstance(a, LowRank):
-            inner = f"linear({x}, {self.tensor(a.right)})"
-            return self.code.let(f"linear({inner}, {self.tensor(a.left)})", value.single)
-        if isinstance(a, Transposed) and isinstance(a.inner, Dense):
-            return self.code.let(f"{x} @ {self.tensor(a.inner.weight)}", value.single)
-        return self.code.let(f"{self.structure(a)}._matmul({x})", value.single)
-
-    def general(self, wire: Wire, env: dict[str, Var]) -> Var:
-        """One block as the interpreter applies it."""
-        value = self.value(wire.column, env)
-        if wire.passes:
-            return value
-        text = f"apply_wire({self.code.constant(wire)}, {self.text(value)}, {self.run()})"
-        return self.code.let(text, value.single, True, False)
-
-    def value(self, name: str, env: dict[str, Var]) -> Var:
-        """The variable of a part; drawn where it is noise."""
-        if name == ONE:
-            return Var(self.code.first("torch.ones(1, 1, dtype=dtype, device=device)"), single=True)
-        return env[name] if name in env else self.draw(name)
-
-    def full(self, value: Var) -> str:
-        """The expression of a value with one row per sample."""
-        text = self.text(value)
-        return f"{text}.expand(batch, *{text}.shape[1:])" if value.single else text
-
-    def draw(self, name: str) -> Var:
-        """A noise part at the present tick."""
-        return self.code.let(f"{self.run()}.draw({name!r}, ({''.join(t + ', ' for t in self.ticks)}))")
-
-    ticks: tuple[str, ...] = ()
-
-    def zeros(self, part: Part, batch: str = "1") -> Var:
-        """A part that is zero."""
-        return self.code.let(self.zeros_text(part, batch), batch == "1", fresh=False)
-
-    def zeros_text(self, part: Part, batch: str) -> str:
-        """The expression of zero in the shape of a part."""
-        shape = ", ".join(filter(None, (batch, shape_text(part, self.sizes))))
-        dtype = "torch.int64" if part.kind == "index" else f"torch.{part.dtype}" if part.dtype else "dtype"
-        return f"torch.zeros({shape}, dtype={dtype}, device=device)"
-
-    # Constants.
-
-    def constant(self, ratio: float, a: Structure, wire: Wire, part: Part, terms: Terms) -> bool:
-        """Add the constant ratio · A · 1 to the terms; False where it has to be multiplied out."""
-        if wire.classes is not None or wire.named:
-            return False
-        if isinstance(a, Ones | Zero):
-            terms.number += ratio * isinstance(a, Ones)
-            return True
-        tail = part.shape if wire.tail is None else wire.tail
-        vector = self.vector(a)
-        if vector is None:
-            return False
-        if ratio != 1:
-            vector = self.code.first(f"{vector} * {ratio!r}")
-        if len(tail) > 1:
-            tail_text = ", ".join(size_text(size, self.sizes) for size in tail)
-            vector = self.code.first(f"{vector}.view({tail_text})")
-        terms.vectors.append(vector)
-        return True
-
-    def vector(self, a: Structure) -> str | None:
-        """A · 1 as a vector."""
-        if isinstance(a, Dense):
-            return self.code.first(f"{self.tensor(a.weight)}.view({a.weight.shape[0]})")
-        if isinstance(a, Column):
-            return self.tensor(a.vector)
-        if isinstance(a, Sum):
-            inner = [self.vector(t) for t in a.terms]
-            return None if None in inner else self.code.first(" + ".join(t for t in inner if t))
-        if a.any_weight() is None:
-            return None
-        return self.code.first(
-            f"{self.structure(a)}._matmul(torch.ones(1, 1, dtype=dtype, device=device)).view(-1)"
-        )
-
-    # Adding up.
-
     def total(self, terms: Terms, part: Part) -> Var:
         flat = len(part.stored_shape) == 1
         self._open_products(terms)
         value = self._products(terms, flat)
-        if value is None and terms.scaled:
+        if value is None and terms.scaled and terms.scaled[0][2].norm is None:
             value = self._base(terms)
         for ratio, vector, x in terms.scaled:
+            if value is None and x.norm is not None and ratio == 1:
+                inner, epsilon = x.norm
+                bias = self.bias(terms, None) or ", None"
+                text = f"layer_norm({inner}, {vector}.shape, {vector}{bias}, {epsilon!r})"
+                value = self.code.let(text, x.single)
+                continue
             single = x.single and (value is None or value.single)
             if value is None:
-                value = self.code.let(_times(ratio, f"{self.text(x)} * {vector}"), x.single)
+                value = self.code.let(times(ratio, f"{self.text(x)} * {vector}"), x.single)
             else:
                 value = self._let(
                     f"torch.addcmul({value.text}, {self.text(x)}, {vector}{_value(ratio)})", single
                 )
         for ratio, x in terms.plain:
             value = self._add(value, ratio, x, terms)
-        for vector in terms.vectors:
+        for constant in terms.vectors:
             if value is None:
-                value = self.filled(vector, part)
+                value = self.filled(constant.shaped, part)
             else:
-                value = self._let(f"{value.text} + {vector}", value.single)
+                value = self._let(f"{value.text} + {constant.shaped}", value.single)
         if value is None:
             shape = shape_text(part, self.sizes)
             text = f"torch.full((1, {shape}), {terms.number!r}, dtype=dtype, device=device)"
@@ -280,12 +158,12 @@ class Rows:
     def _products(self, terms: Terms, flat: bool) -> Var | None:
         value: Var | None = None
         for ratio, weight, x in terms.dense:
-            if flat and ratio == 1 and value is None:
+            if flat and value is None:
                 value = self._base(terms)
             if value is None:
-                bias = terms.vectors.pop() if terms.vectors and ratio == 1 else None
-                text = f"linear({x.text}, {weight}{', ' + bias if bias else ''})"
-                value = self.code.let(_times(ratio, text), x.single)
+                bias = self.bias(terms, None) if ratio == 1 else ""
+                text = f"linear({x.text}, {weight}{bias})"
+                value = self.code.let(times(ratio, text), x.single)
             elif flat:
                 turned = self.code.first(f"{weight}.t()")
                 alpha = "" if ratio == 1 else f", alpha={ratio!r}"
@@ -300,18 +178,22 @@ class Rows:
 
     def _base(self, terms: Terms) -> Var | None:
         """A term to add the others to, taken out of the terms."""
-        base = next((t for t in terms.plain if t[0] == 1 and t[1].product is None), None)
+        base = next(
+            (t for t in terms.plain if t[0] == 1 and t[1].product is None and t[1].norm is None), None
+        )
         if base is None:
             return None
         terms.plain.remove(base)
         return Var(base[1].text, base[1].single)
 
     def _add(self, value: Var | None, ratio: float, x: Var, terms: Terms) -> Var:
-        if value is None and x.product is not None:
-            value, x = Var(self.text(x), x.single, fresh=True), Var("")
+        if value is None and (x.product is not None or x.norm is not None):
+            value = Var(self.text(x), x.single, fresh=True)
             return self._let(f"{value.text} * {ratio!r}", value.single) if ratio != 1 else value
+        if x.norm is not None:
+            x = Var(self.text(x), x.single)
         if value is None and ratio == 1:
-            return Var(x.text, x.single, x.foreign, False)
+            return Var(x.text, x.single, x.foreign, merged=x.merged)
         if value is None and terms.number:
             number, terms.number = terms.number, 0.0
             text = f"{number!r} - {x.text}" if ratio == -1 else f"{x.text} * {ratio!r} + {number!r}"
@@ -330,25 +212,5 @@ def _sum_text(a: str, b: str, ratio: float) -> str:
     return f"{a} - {b}" if ratio == -1 else f"torch.add({a}, {b}, alpha={ratio!r})"
 
 
-def _times(ratio: float, text: str) -> str:
-    return text if ratio == 1 else f"({text}) * {ratio!r}"
-
-
 def _value(ratio: float) -> str:
     return "" if ratio == 1 else f", value={ratio!r}"
-
-
-def unscaled(a: Structure) -> tuple[float, Structure]:
-    """(ratio, A) of a scaled structure."""
-    ratio = Fraction(1)
-    while isinstance(a, Scaled):
-        ratio, a = ratio * Fraction(a.numerator, a.denominator), a.inner
-    return float(ratio), a
-
-
-def _count_uses(program: Program) -> dict[str, int]:
-    """How often each part is read; outputs of the program and of loops count."""
-    count: dict[str, int] = dict.fromkeys(program.outputs, 1)
-    for _, column, _ in program.blocks():
-        count[column] = count.get(column, 0) + 1
-    return count

@@ -35,7 +35,7 @@ class Column(Structure):
         return self.vector.unsqueeze(-1)
 
     def _matmul(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):  # a product like the others of its sum
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # a product like the others of its sum
             return functional.linear(x, self.vector.unsqueeze(-1))
         return x * self.vector
 

@@ -1,0 +1,130 @@
+"""The choice of merges and kernels: by measured time of the whole function, remembered per machine.
+
+A form of the code is a set of yes-or-no questions; each is answered by timing both answers on the example
+inputs, forward and, where anything takes gradients, forward and backward. Without inputs, or with measure=False,
+the defaults stand, which depend on nothing but the program.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from onematrix.compiler.form import Form
+from onematrix.errors import OneMatrixError
+from onematrix.programs.program import Program
+from onematrix.records.files import read_json, write_json
+from onematrix.records.machine import describe_machine
+
+PAIRS = 7
+GAIN = 0.97  # the other answer has to take less than so much of the time
+VERSION = 1
+
+
+Build = Callable[[Form], torch.nn.Module]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One answer tried: the form, its seconds and those of the form it was compared with."""
+
+    question: str
+    form: Form
+    seconds: float
+    before: float
+
+    def __str__(self) -> str:
+        took = f"{self.seconds * 1e3:.3f} ms, {self.before * 1e3:.3f} ms as it was"
+        kept = "taken" if self.seconds < GAIN * self.before else "refused"
+        return f"{self.question} = {getattr(self.form, self.question)}: {took}: {kept}"
+
+
+def choose(build: Build, questions: Sequence[str], inputs: Sequence[Tensor]) -> tuple[Form, list[Trial]]:
+    """The fastest form found by answering one question after the other, and what was tried."""
+    form, trials = Form(), list[Trial]()
+    for question in questions:
+        other = replace(form, **{question: not getattr(form, question)})
+        before, seconds = _compare(build(form), build(other), inputs)
+        trials.append(Trial(question, other, seconds, before))
+        if seconds < GAIN * before:
+            form = other
+    return form, trials
+
+
+def _compare(one: torch.nn.Module, other: torch.nn.Module, inputs: Sequence[Tensor]) -> tuple[float, float]:
+    """Median seconds of both, measured in turn."""
+    times: list[list[float]] = [[], []]
+    for module in (one, other):
+        _run(module, inputs)
+    for _ in range(PAIRS):
+        for module, found in zip((one, other), times, strict=True):
+            start = time.perf_counter()
+            _run(module, inputs)
+            found.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _run(module: torch.nn.Module, inputs: Sequence[Tensor]) -> None:
+    outputs = module(*inputs)
+    found = outputs if isinstance(outputs, tuple) else (outputs,)
+    free = [p for p in module.parameters() if p.requires_grad]
+    loss = sum(o.sum() for o in found if o.requires_grad)
+    if free and isinstance(loss, Tensor):
+        torch.autograd.grad(loss, free, allow_unused=True)
+
+
+# What was chosen before.
+
+
+def cache_folder() -> Path:
+    """Where choices are kept: $ONEMATRIX_CACHE, by default ~/.cache/onematrix/choices."""
+    return Path(os.environ.get("ONEMATRIX_CACHE") or "~/.cache/onematrix/choices").expanduser()
+
+
+def cache_key(program: Program, inputs: Sequence[Tensor], text: str) -> str:
+    """A name for this program, these shapes and this machine: versions, threads, dtypes, autocast and all."""
+    machine = {name: fact for name, fact in describe_machine().items() if name != "load"}
+    facts = {
+        "machine": machine,
+        "threads": torch.get_num_threads(),
+        "inputs": [[list(x.shape), str(x.dtype), x.device.type] for x in inputs],
+        "autocast": torch.is_autocast_enabled(inputs[0].device.type),
+        "gradients": [bool(t.requires_grad) for t in program.parameters.values()],
+        "text": text,
+        "version": VERSION,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def remembered(folder: Path, key: str) -> Form | str | None:
+    """The form chosen before; a note where the file is not what it should be; None where there is none."""
+    path = folder / f"{key}.json"
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+        answers = found["form"] if isinstance(found, dict) else None
+        if (
+            not isinstance(answers, dict)
+            or found["key"] != key
+            or set(answers) != {f.name for f in fields(Form)}
+        ):
+            raise ValueError("it belongs to something else")
+        if not all(isinstance(v, bool) for v in answers.values()):
+            raise ValueError("its answers are not yes or no")
+        return Form(**answers)
+    except (OneMatrixError, ValueError, KeyError, TypeError) as error:
+        return f"remembered choice {path.name} ignored: {error}"
+
+
+def remember(folder: Path, key: str, form: Form) -> None:
+    """Keep the form for the next time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{key}.json", {"key": key, "form": asdict(form)})

@@ -1,0 +1,109 @@
+"""Merging: dense products of one value over all ticks, as one product with the weights one above the other.
+
+Chosen where a value has a free dimension (time, tokens), so that many rows share the concatenated weight; it
+is made once per call. At one row per sample the copy of the weights would cost more than it saves.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from onematrix.programs.part import ONE
+from onematrix.programs.program import Program
+from onematrix.programs.wiring import Wire, Wired, WiredSeq, WiredStep
+from onematrix.structures.base import Structure
+from onematrix.structures.column import Column
+from onematrix.structures.dense import Dense
+from onematrix.structures.identity import Scaled
+
+
+@dataclass(frozen=True)
+class Member:
+    """One product of a merge: its wire, its weight, and the bias added with it (None: none)."""
+
+    wire: Wire
+    weight: object
+    size: int
+    bias: object | None
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Products of one part that are one product."""
+
+    column: str
+    members: tuple[Member, ...]
+
+
+def plan_merges(program: Program) -> tuple[dict[int, Merge], set[int]]:
+    """id(wire) → its merge, and the ids of the wires of biases that are added with them."""
+    groups: dict[tuple[str, int, bool], list[Member]] = {}
+    biases: dict[int, Wire] = {}
+    for step in _outer_steps(program.wiring):
+        for row in step.rows:
+            own = row.join is not None and row.join.keeps_operand_shapes
+            if own or not any(isinstance(size, str) for size in program.parts[row.part].shape):
+                continue
+            for wires in row.sums:
+                for wire in wires:
+                    member = _member(wire, wires, program, biases)
+                    if member is not None:
+                        groups.setdefault((wire.column, wire.kept, wire.flattens), []).append(member)
+    found: dict[int, Merge] = {}
+    taken: set[int] = set()
+    for (column, _, _), members in groups.items():
+        if len(members) > 1:
+            merge = Merge(column, tuple(members))
+            found |= {id(m.wire): merge for m in members}
+            taken |= {id(biases[id(m.wire)]) for m in members if id(m.wire) in biases}
+    return found, taken
+
+
+def _outer_steps(wired: Wired) -> list[WiredStep]:
+    if isinstance(wired, WiredStep):
+        return [wired]
+    if isinstance(wired, WiredSeq):
+        return [step for child in wired.body for step in _outer_steps(child)]
+    return []
+
+
+def _member(wire: Wire, wires: tuple[Wire, ...], program: Program, biases: dict[int, Wire]) -> Member | None:
+    ratio, a = unscale(program.structures[wire.slot])
+    if (
+        wire.column == ONE
+        or wire.classes is not None
+        or wire.named
+        or wire.spread
+        or not isinstance(a, Dense)
+    ):
+        return None
+    if sum(isinstance(unscale(program.structures[w.slot])[1], Dense) for w in wires if w.column != ONE) > 1:
+        return None
+    size = a.weight.shape[0]
+    for other in wires:
+        inner_ratio, b = unscale(program.structures[other.slot])
+        fits = other.column == ONE and isinstance(b, Column) and inner_ratio == ratio
+        if (
+            fits
+            and isinstance(b, Column)
+            and len(b.vector) == size
+            and _tail(other, size) == _tail(wire, size)
+        ):
+            biases[id(wire)] = other
+            return Member(wire, a.weight, size, b.vector)
+    return Member(wire, a.weight, size, None)
+
+
+def _tail(wire: Wire, size: int) -> tuple[object, ...]:
+    return (size,) if wire.tail is None else wire.tail
+
+
+def unscale(a: Structure) -> tuple[Fraction, Structure]:
+    """(ratio, A) of a scaled structure."""
+    ratio = Fraction(1)
+    while isinstance(a, Scaled):
+        ratio, a = ratio * Fraction(a.numerator, a.denominator), a.inner
+    return ratio, a
+
+
+Merges = Mapping[int, Merge]

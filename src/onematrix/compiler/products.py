@@ -1,0 +1,259 @@
+"""Code for products: one block times one value, constants, and merged products."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from onematrix.compiler.code import Code, Var, shape_text, size_text
+from onematrix.compiler.form import Form
+from onematrix.compiler.merging import Merge, plan_merges, unscale
+from onematrix.programs.part import ONE, Part
+from onematrix.programs.program import Program
+from onematrix.programs.wiring import Wire
+from onematrix.structures.algebra import Sum, Transposed
+from onematrix.structures.base import Structure
+from onematrix.structures.column import Column
+from onematrix.structures.dense import Dense
+from onematrix.structures.identity import Identity, Ones, Zero
+from onematrix.structures.low_rank import LowRank
+from onematrix.structures.sizes import Size
+from onematrix.structures.tree import layout
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant: a vector, and the same in the shape of the end of the part."""
+
+    flat: str
+    shaped: str
+    tail: tuple[Size, ...]
+
+
+@dataclass
+class Terms:
+    """The terms of one sum by what they are; ratios are numbers."""
+
+    dense: list[tuple[float, str, Var]] = field(default_factory=list)  # weight (m, n)
+    scaled: list[tuple[float, str, Var]] = field(default_factory=list)  # vector (n,)
+    plain: list[tuple[float, Var]] = field(default_factory=list)
+    vectors: list["Constant"] = field(default_factory=list)
+    number: float = 0.0
+
+
+class Products:
+    """Writes products of a lowered program; an `env` gives the variable of each part."""
+
+    def __init__(
+        self,
+        program: Program,
+        slots: dict[int, int],
+        names: Sequence[str],
+        code: Code,
+        sizes: dict[str, str],
+        form: Form,
+    ) -> None:
+        self.program, self.slots, self.names, self.code, self.sizes = program, slots, names, code, sizes
+        self.uses = _count_uses(program)
+        self.merges, self.absorbed = plan_merges(program) if form.merge else ({}, set())
+        self.made: dict[int, dict[int, Var]] = {}
+
+    # Tensors and structures.
+
+    def tensor(self, tensor: object) -> str:
+        """A tensor the module holds."""
+        return self.code.first(self.tensor_text(tensor))
+
+    def tensor_text(self, tensor: object) -> str:
+        """Where a tensor stands in the module's tables."""
+        slot = self.slots[id(tensor)]
+        return f"tables[{slot}][{self.names[slot]!r}]"
+
+    def structure(self, a: Structure) -> str:
+        """A structure over the tensors the module holds."""
+        return self.code.first(f"rebuild({self.code.constant(layout(a, self.slots))}, module._slots())")
+
+    def run(self) -> str:
+        """What the general product of a wire asks about the run."""
+        return "run"
+
+    # Rows.
+
+    def text(self, value: Var) -> str:
+        """The expression of a value, multiplied out."""
+        if value.norm is not None:
+            x, epsilon = value.norm
+            return self.code.let(f"layer_norm({x}, {x}.shape[-1:], eps={epsilon!r})").text
+        if value.product is None:
+            return value.text
+        return self.code.let(f"{value.product[0]} * {value.product[1]}").text
+
+    # Sums.
+
+    def merged(self, wire: Wire, env: dict[str, Var]) -> Var:
+        """The slice of a merged product that is this wire's; the product is made at the first of them."""
+        merge = self.merges[id(wire)]
+        if id(merge) not in self.made:
+            self._make_merged(merge, env)
+        value = self.made[id(merge)][id(wire)]
+        if wire.tail is None:
+            return value
+        tail = [size_text(size, self.sizes) for size in wire.tail]
+        text = f"{value.text}.unflatten(-1, ({', '.join(tail)},))" if len(tail) > 1 else value.text
+        return self.code.let(text, value.single, fresh=False)
+
+    def _make_merged(self, merge: Merge, env: dict[str, Var]) -> None:
+        first, code = merge.members[0].wire, self.code
+        value = self.value(merge.column, env)
+        x = self.text(value)
+        if first.flattens:
+            x = f"{x}.flatten({1 + first.kept})"
+        weights = [self.tensor(m.weight) for m in merge.members]
+        bias = ""
+        if any(m.bias is not None for m in merge.members):
+            vectors = [
+                self.tensor(m.bias) if m.bias is not None else code.first(f"{w}.new_zeros({m.size})")
+                for m, w in zip(merge.members, weights, strict=True)
+            ]
+            bias = ", " + code.first(f"torch.cat([{', '.join(vectors)}])")
+        weight = code.first(f"torch.cat([{', '.join(weights)}])")
+        whole = code.let(f"linear({x}, {weight}{bias})", value.single)
+        names = [code.name() for _ in merge.members]
+        sizes = ", ".join(str(m.size) for m in merge.members)
+        code.line(f"{', '.join(names)} = {whole.text}.split(({sizes}), -1)")
+        self.made[id(merge)] = {}
+        start = 0
+        for name, member in zip(names, merge.members, strict=True):
+            place = (whole.text, start, start + member.size)
+            self.made[id(merge)][id(member.wire)] = Var(name, value.single, merged=place)
+            start += member.size
+
+    def shaped(self, wire: Wire, ratio: float, a: Structure, terms: Terms, env: dict[str, Var]) -> Var:
+        """A product on some of the dimensions, others flattened before or split after."""
+        value, source = self.value(wire.column, env), self.program.parts[wire.column]
+        x = self.text(value)
+        if wire.flattens:
+            x = f"{x}.flatten({1 + wire.kept})"
+        if isinstance(a, Identity):
+            out = times(ratio, x)
+        elif isinstance(a, Dense):
+            ends: tuple[Size, ...] = (a.weight.shape[0],) if wire.tail is None else wire.tail
+            bias = self.bias(terms, ends) if ratio == 1 else ""
+            out = times(ratio, f"linear({x}, {self.tensor(a.weight)}{bias})")
+        else:
+            out = times(ratio, f"{self.structure(a)}._matmul({x})")
+        if wire.spread or wire.tail is not None:
+            y = self.code.let(out).text
+            kept = [size_text(size, self.sizes) for size in source.shape[: wire.kept]]
+            tail = [f"{y}.shape[-1]"] if wire.tail is None else [size_text(t, self.sizes) for t in wire.tail]
+            out = f"{y}.reshape({', '.join([f'{y}.shape[0]', *['1'] * wire.spread, *kept, *tail])})"
+        identity = isinstance(a, Identity) and ratio == 1
+        return self.code.let(out, value.single, identity and value.foreign, not identity)
+
+    def bias(self, terms: Terms, tail: tuple[Size, ...] | None) -> str:
+        """A constant of this tail (None: one dimension) as the bias of a product, taken out of the terms."""
+        for constant in terms.vectors:
+            if constant.tail == tail or (tail is None and len(constant.tail) == 1):
+                terms.vectors.remove(constant)
+                return f", {constant.flat}"
+        return ""
+
+    def product(self, a: Structure, value: Var) -> Var:
+        """A x for a structure without a call of its own in torch."""
+        x = self.text(value)
+        if isinstance(a, LowRank):
+            inner = f"linear({x}, {self.tensor(a.right)})"
+            return self.code.let(f"linear({inner}, {self.tensor(a.left)})", value.single)
+        if isinstance(a, Transposed) and isinstance(a.inner, Dense):
+            return self.code.let(f"{x} @ {self.tensor(a.inner.weight)}", value.single)
+        return self.code.let(f"{self.structure(a)}._matmul({x})", value.single)
+
+    def general(self, wire: Wire, env: dict[str, Var]) -> Var:
+        """One block as the interpreter applies it."""
+        value = self.value(wire.column, env)
+        if wire.passes:
+            return value
+        text = f"apply_wire({self.code.constant(wire)}, {self.text(value)}, {self.run()})"
+        return self.code.let(text, value.single, True, False)
+
+    def value(self, name: str, env: dict[str, Var]) -> Var:
+        """The variable of a part; drawn where it is noise."""
+        if name == ONE:
+            return Var(self.code.first("torch.ones(1, 1, dtype=dtype, device=device)"), single=True)
+        return env[name] if name in env else self.draw(name)
+
+    def full(self, value: Var) -> str:
+        """The expression of a value with one row per sample."""
+        text = self.text(value)
+        return f"{text}.expand(batch, *{text}.shape[1:])" if value.single else text
+
+    def draw(self, name: str) -> Var:
+        """A noise part at the present tick."""
+        return self.code.let(f"{self.run()}.draw({name!r}, ({''.join(t + ', ' for t in self.ticks)}))")
+
+    ticks: tuple[str, ...] = ()
+
+    def zeros(self, part: Part, batch: str = "1") -> Var:
+        """A part that is zero."""
+        return self.code.let(self.zeros_text(part, batch), batch == "1", fresh=False)
+
+    def zeros_text(self, part: Part, batch: str) -> str:
+        """The expression of zero in the shape of a part."""
+        shape = ", ".join(filter(None, (batch, shape_text(part, self.sizes))))
+        dtype = "torch.int64" if part.kind == "index" else f"torch.{part.dtype}" if part.dtype else "dtype"
+        return f"torch.zeros({shape}, dtype={dtype}, device=device)"
+
+    # Constants.
+
+    def constant(self, ratio: float, a: Structure, wire: Wire, part: Part, terms: Terms) -> bool:
+        """Add the constant ratio · A · 1 to the terms; False where it has to be multiplied out."""
+        if wire.classes is not None or wire.named:
+            return False
+        if isinstance(a, Ones | Zero):
+            terms.number += ratio * isinstance(a, Ones)
+            return True
+        tail = part.shape if wire.tail is None else wire.tail
+        vector = self.vector(a)
+        if vector is None:
+            return False
+        if ratio != 1:
+            vector = self.code.first(f"{vector} * {ratio!r}")
+        shaped = vector
+        if len(tail) > 1:
+            tail_text = ", ".join(size_text(size, self.sizes) for size in tail)
+            shaped = self.code.first(f"{vector}.view({tail_text})")
+        terms.vectors.append(Constant(vector, shaped, tuple(tail)))
+        return True
+
+    def vector(self, a: Structure) -> str | None:
+        """A · 1 as a vector."""
+        if isinstance(a, Dense):
+            return self.code.first(f"{self.tensor(a.weight)}.view({a.weight.shape[0]})")
+        if isinstance(a, Column):
+            return self.tensor(a.vector)
+        if isinstance(a, Sum):
+            inner = [self.vector(t) for t in a.terms]
+            return None if None in inner else self.code.first(" + ".join(t for t in inner if t))
+        if a.any_weight() is None:
+            return None
+        return self.code.first(
+            f"{self.structure(a)}._matmul(torch.ones(1, 1, dtype=dtype, device=device)).view(-1)"
+        )
+
+    # Adding up.
+
+
+def times(ratio: float, text: str) -> str:
+    return text if ratio == 1 else f"({text}) * {ratio!r}"
+
+
+def unscaled(a: Structure) -> tuple[float, Structure]:
+    """(ratio, A) of a scaled structure, the ratio as a number."""
+    ratio, inner = unscale(a)
+    return float(ratio), inner
+
+
+def _count_uses(program: Program) -> dict[str, int]:
+    """How often each part is read; outputs of the program and of loops count."""
+    count: dict[str, int] = dict.fromkeys(program.outputs, 1)
+    for _, column, _ in program.blocks():
+        count[column] = count.get(column, 0) + 1
+    return count

@@ -1,0 +1,170 @@
+"""Code of the loops and of the attention that are one kernel."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from onematrix.compiler.attention import Attention
+from onematrix.compiler.cells import Cell
+from onematrix.compiler.code import Var, size_text
+from onematrix.compiler.recurrences import Dense1, Elementwise
+from onematrix.compiler.rows import Rows
+from onematrix.kernels.dense_loop import run_dense_loop
+from onematrix.kernels.elementwise_loop import run_elementwise_loop
+from onematrix.kernels.native_recurrence import native_gru, native_lstm
+from onematrix.programs.schedule import Loop
+
+Env = dict[str, Var]
+
+
+def emit_elementwise(
+    found: Elementwise, loop: Loop, starts: Sequence[str], rows: Rows, env: Env
+) -> tuple[Env, list[str]]:
+    """The stacked outputs and the final values of an elementwise recurrence."""
+    code = rows.code
+    run = code.constant(run_elementwise_loop)
+    series = ", ".join(f"{rows.text(env[name])}.transpose(0, 1)" for name in found.series)
+    options = _options(loop, rows, env)
+    stacked, final = code.name("all"), code.name("end")
+    code.line(
+        f"{stacked}, {final} = {run}({code.constant(found.loop)}, [{series}], [{', '.join(found.vectors)}], "
+        f"[{', '.join(starts)}]{options})"
+    )
+    outputs = {
+        name: code.let(f"{stacked}[{place}].transpose(0, 1)", fresh=False)
+        for place, name in enumerate(found.outputs)
+    }
+    return outputs, [f"{final}[{place}]" for place in range(len(starts))]
+
+
+def emit_cell(found: Cell, loop: Loop, starts: Mapping[str, str], rows: Rows, env: Env) -> tuple[Env, Env]:
+    """The hidden states of torch's own cell, and its final state by carried part."""
+    code = rows.code
+    run = code.constant(native_lstm if found.kind == "lstm" else native_gru)
+    inputs = f"{rows.text(env[found.inputs])}.transpose(0, 1)"
+    init = ", ".join(starts[name] for name in found.state)
+    init = f"({init})" if len(found.state) > 1 else init
+    weights = [f"[{', '.join(rows.tensor(w) for w in group)}]" for group in (found.w_ih, found.w_hh)]
+    biases = [_biases(group, found, rows) for group in (found.b_ih, found.b_hh)]
+    reverse = ", reverse=True" if loop.reverse else ""
+    stacked, final = code.name("all"), code.name("end")
+    code.line(f"{stacked}, {final} = {run}({inputs}, {init}, {', '.join([*weights, *biases])}{reverse})")
+    outputs = {name: code.let(f"{stacked}.transpose(0, 1)", fresh=False) for name in found.outputs}
+    ends = [f"{final}[{k}]" for k in range(len(found.state))] if len(found.state) > 1 else [final]
+    return outputs, {
+        name: code.let(end, foreign=True, fresh=False) for name, end in zip(found.state, ends, strict=True)
+    }
+
+
+def emit_attention(found: Attention, rows: Rows, env: Env) -> Var:
+    """softmax(Q Kᵀ) V; the factor of the scores stands in the queries already."""
+    scores, result = found.operands
+    code = rows.code
+    q, k = (rows.text(rows.operand(wires, scores, env)) for wires in scores.sums)
+    v = rows.text(rows.operand(result.sums[1], result, env))
+    turned = [
+        f"{x}.permute(0, {', '.join(str(1 + a) for a in (*batch, sequence, feature))})"
+        for x, (batch, sequence, feature) in zip(
+            (q, k, v), (found.queries, found.keys, found.values), strict=True
+        )
+    ]
+    batch, sequence, feature = found.output
+    order = [*batch, sequence, feature]  # where each axis of the kernel's result belongs
+    back = ", ".join(str(1 + order.index(axis)) for axis in range(len(order)))
+    return code.let(f"attend({', '.join(turned)}, scale=1.0).permute(0, {back})", fresh=False)
+
+
+def _biases(group: Sequence[object | None], found: Cell, rows: Rows) -> str:
+    if all(bias is None for bias in group):
+        return "None"
+    zero = [f"{rows.tensor(w)}.new_zeros({len(w)})" for w in found.w_hh]  # type: ignore[arg-type]
+    texts = [
+        rows.code.first(z) if bias is None else rows.tensor(bias) for bias, z in zip(group, zero, strict=True)
+    ]
+    return f"[{', '.join(texts)}]"
+
+
+def emit_dense(
+    found: Dense1, loop: Loop, starts: Sequence[str], rows: Rows, env: Env
+) -> tuple[Env, list[str]]:
+    """The stacked outputs and the final values of a dense recurrence."""
+    code = rows.code
+    run = code.constant(run_dense_loop)
+    inputs = _inputs(found, rows, env, loop)
+    init = starts[0] if len(starts) == 1 else code.let(f"torch.cat([{', '.join(starts)}], -1)").text
+    slices = tuple(zip(found.widths, found.activations, strict=True))
+    options = _options(loop, rows, env)
+    if loop.ticks is not None:
+        options += f", ticks={size_text(loop.ticks, rows.sizes)}, after={loop.after!r}"
+    if not found.outputs:
+        options += ", last_only=True"
+    stacked, final = code.name("all"), code.name("end")
+    code.line(f"{stacked}, {final} = {run}({inputs}, {_weight(found, rows)}, {init}, {slices!r}{options})")
+    places = [0]
+    for width in found.widths:
+        places.append(places[-1] + width)
+    whole = len(found.widths) == 1
+    cuts = ["" if whole else f"[..., {a}:{b}]" for a, b in pairwise(places)]
+    outputs = {
+        name: code.let(f"{stacked}{cuts[k]}.transpose(0, 1)", fresh=False)
+        for name, k in found.outputs.items()
+    }
+    return outputs, [f"{final}{cut}" for cut in cuts]
+
+
+def _options(loop: Loop, rows: Rows, env: Env) -> str:
+    text = ", reverse=True" if loop.reverse else ""
+    if loop.valid is not None:
+        mask = rows.text(env[loop.valid])
+        if rows.program.parts[loop.valid].dtype != "bool":
+            mask = f"({mask} != 0)"
+        text += f", valid={mask}.transpose(0, 1)"
+    return text
+
+
+def _weight(found: Dense1, rows: Rows) -> str:
+    """W, its blocks side by side and one above the other, zero where there is none."""
+    code, count = rows.code, len(found.widths)
+    lines = []
+    for i in range(count):
+        blocks = []
+        for j in range(count):
+            if (i, j) in found.blocks:
+                blocks.append(rows.tensor(found.blocks[i, j]))
+            else:
+                like = rows.tensor(next(iter(found.blocks.values())))
+                blocks.append(code.first(f"{like}.new_zeros({found.widths[i]}, {found.widths[j]})"))
+        lines.append(blocks[0] if count == 1 else code.first(f"torch.cat([{', '.join(blocks)}], 1)"))
+    return lines[0] if count == 1 else code.first(f"torch.cat([{', '.join(lines)}], 0)")
+
+
+def _inputs(found: Dense1, rows: Rows, env: Env, loop: Loop) -> str:
+    """a: per carried part its series and constants added, all side by side, ticks first."""
+    code = rows.code
+    joined = _merged([env[names[0]] for names in found.series if len(names) == 1], found)
+    if joined is not None:
+        return f"{joined}.transpose(0, 1)"
+    pieces = []
+    for names, vectors, width in zip(found.series, found.vectors, found.widths, strict=True):
+        terms = [rows.text(env[name]) for name in names] + vectors
+        if not names:  # nothing is fed to this part
+            length = size_text(loop.length if loop.after == "zero" else loop.over or 1, rows.sizes)
+            terms = [f"torch.zeros(1, {length}, {width}, dtype=dtype, device=device)", *vectors]
+        pieces.append(code.let(" + ".join(terms)).text if len(terms) > 1 else terms[0])
+    if len(pieces) == 1:
+        return f"{pieces[0]}.transpose(0, 1)"
+    batch = [f"{piece}.expand(batch, *{piece}.shape[1:])" for piece in pieces]
+    return f"torch.cat([{', '.join(batch)}], -1).transpose(0, 1)"
+
+
+def _merged(series: Sequence[Var], found: Dense1) -> str | None:
+    """The one product the series are consecutive slices of, if they are."""
+    if len(series) != len(found.widths) or any(found.vectors):
+        return None
+    places = [var.merged for var in series]
+    first = places[0]
+    if first is None or any(p is None or p[0] != first[0] for p in places):
+        return None
+    starts = [p[1:] for p in places if p is not None]
+    if any(a[1] != b[0] for a, b in pairwise(starts)):
+        return None
+    return f"{first[0]}[..., {starts[0][0]}:{starts[-1][1]}]"

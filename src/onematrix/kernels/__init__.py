@@ -1,0 +1,1 @@
+"""Recurrences as fast loops: elementwise bodies, dense bodies, linear scans, and torch's native cells."""

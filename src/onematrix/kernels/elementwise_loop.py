@@ -1,0 +1,126 @@
+"""A recurrence whose body is elementwise, run over all ticks: by torch operations or by one compiled loop."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from onematrix.errors import CompileError, DTypeError, ShapeError
+from onematrix.kernels.elementwise_code import ElementwiseLoop
+from onematrix.kernels.elementwise_numba import refusal
+from onematrix.kernels.elementwise_operator import run_compiled
+from onematrix.kernels.elementwise_torch import Sizes, run_by_torch
+from onematrix.kernels.ordinary import is_ordinary
+
+__all__ = ["KERNELS", "ElementwiseLoop", "run_elementwise_loop"]
+
+KERNELS = ("torch", "numba")
+WORTHWHILE = 2048  # numbers per series from which on compiled loops are the choice
+
+
+def run_elementwise_loop(
+    loop: ElementwiseLoop,
+    series: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    init: Sequence[Tensor],
+    *,
+    reverse: bool = False,
+    valid: Tensor | None = None,
+    kernel: str | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs, each (T, B, n), and the final carried values, each (B, n): new tensors all of them.
+
+    reverse: from the last tick to the first; outputs stay in the order of time. valid: (T, B) bool, where it
+    is False a sample's carried values hold and its outputs are 0, by selection: what was not selected
+    reaches neither value nor gradient, be it infinite or nan.
+    kernel: "torch" runs on any device and dtype, "numba" is one compiled loop per direction on a CPU; None
+    chooses. Derivatives other than the first reverse one always take torch.
+
+    >>> import torch
+    >>> mean = ElementwiseLoop(1, 0, 1, (("add", 0, 1), ("scale", 2, 0.5)), outputs=(3,), carry=(3,))
+    >>> run_elementwise_loop(mean, [torch.ones(3, 1, 1)], [], [torch.zeros(1, 1)])[0][0].flatten()
+    tensor([0.5000, 0.7500, 0.8750])
+    """
+    sizes = check_inputs(loop, series, vectors, init, valid)
+    tensors = (*series, *vectors, *init)
+    if _is_compiled(kernel, tensors, sizes):
+        made = run_compiled(loop, tensors, sizes, reverse, valid)
+        return made[: len(loop.outputs)], made[len(loop.outputs) :]
+    return run_by_torch(loop, series, vectors, init, sizes, reverse, valid)
+
+
+def _is_compiled(kernel: str | None, tensors: Sequence[Tensor], sizes: Sizes) -> bool:
+    """Whether the compiled loops run: asked for, or worth their compilation; never inside a transform."""
+    if kernel not in (None, *KERNELS):
+        raise CompileError(f"loop: kernel {kernel!r} is unknown; there are: {', '.join(KERNELS)}", got=kernel)
+    if kernel == "torch" or not tensors:
+        return False
+    reason = refusal(tensors[0])
+    if kernel == "numba" and reason is not None:
+        raise CompileError(f"loop: kernel 'numba' cannot run: {reason}", got=reason)
+    if reason is not None or (kernel is None and not _is_worthwhile(sizes)):
+        return False
+    return torch.compiler.is_compiling() or is_ordinary(*tensors)
+
+
+def _is_worthwhile(sizes: Sizes) -> bool:
+    """Torch's operations cost microseconds a tick, the loops a second or two of compilation, once."""
+    return not torch.compiler.is_exporting() and math.prod(sizes) >= WORTHWHILE
+
+
+def check_inputs(
+    loop: ElementwiseLoop,
+    series: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    init: Sequence[Tensor],
+    valid: Tensor | None,
+) -> Sizes:
+    """Ticks, batch and features; raise ShapeError or DTypeError where the tensors do not fit the loop."""
+    needed, got = (loop.series, loop.vectors, loop.carried), (len(series), len(vectors), len(init))
+    if needed != got:
+        raise ShapeError(
+            f"loop: {needed} series, vectors and carried values needed, got {got}", needed=needed, got=got
+        )
+    sizes = _sizes(series, vectors, init, valid)
+    _check_dtypes((*series, *vectors, *init), valid)
+    return sizes
+
+
+def _sizes(
+    series: Sequence[Tensor], vectors: Sequence[Tensor], init: Sequence[Tensor], valid: Tensor | None
+) -> Sizes:
+    timed = [*series] if valid is None else [*series, valid]
+    dims = {3: series, 1: vectors, 2: [*init] if valid is None else [*init, valid]}
+    fits = bool(timed) and all(t.dim() == d for d, tensors in dims.items() for t in tensors)
+    if fits:
+        sizes = _first_sizes(timed, (*init, *vectors, *series), init)
+        ticks, batch, width = sizes
+        fits = all(s.shape in (sizes, (ticks, 1, width)) for s in series)
+        fits = fits and all(v.shape == (width,) for v in vectors)
+        fits = fits and all(c.shape == (batch, width) for c in init)
+        if fits and (valid is None or valid.shape == (ticks, batch)):
+            return sizes
+    got = [tuple(t.shape) for t in (*series, *vectors, *init, *([] if valid is None else [valid]))]
+    raise ShapeError(
+        "loop: series (T, B, n) or (T, 1, n), vectors (n,), carried values (B, n) and valid (T, B) are needed, "
+        f"at least one of them with ticks T; got {got}",
+        got=got,
+    )
+
+
+def _first_sizes(timed: list[Tensor], wide: Sequence[Tensor], init: Sequence[Tensor]) -> Sizes:
+    """Sizes of one tensor each; a batch of 1 in a series may be shared by a larger one."""
+    batches = [c.shape[0] for c in init] + [t.shape[1] for t in timed]
+    width = wide[0].shape[-1] if wide else 0
+    return timed[0].shape[0], next((b for b in batches if b != 1), 1), width
+
+
+def _check_dtypes(tensors: Sequence[Tensor], valid: Tensor | None) -> None:
+    dtypes = {t.dtype for t in tensors}
+    if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
+        raise DTypeError(
+            f"loop: one floating-point dtype needed for all, got {[str(t.dtype) for t in tensors]}"
+        )
+    if valid is not None and valid.dtype != torch.bool:
+        raise DTypeError(f"loop: valid has to be torch.bool, got {valid.dtype}", got=valid.dtype)

@@ -1,0 +1,180 @@
+"""The elementwise recurrence as compiled loops: one forward, one backward, both over memory of torch tensors."""
+
+import functools
+import importlib
+import importlib.util
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onematrix.kernels.elementwise_code import ElementwiseLoop, read_loop
+from onematrix.kernels.elementwise_text import (
+    CONSTANTS,
+    BackwardVariant,
+    ForwardVariant,
+    backward_text,
+    forward_text,
+)
+from onematrix.kernels.elementwise_torch import Sizes
+from onematrix.kernels.scalar_functions import FORMATS, SAFE, scalar_functions
+
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+NO_SELECTION = np.empty(0, np.bool_)
+
+
+def refusal(like: Tensor) -> str | None:
+    """Why the compiled loops do not serve tensors like this one, or None."""
+    if not HAS_NUMBA:
+        return "numba is not installed: pip install onematrix[kernels]"
+    if like.device.type != "cpu":
+        return f"tensors on a CPU are needed, got {like.device.type}"
+    if like.dtype not in (torch.float32, torch.float64):
+        return f"float32 or float64 is needed, got {_format(like)}"
+    return None
+
+
+def run_forward(
+    loop: ElementwiseLoop,
+    tensors: Sequence[Tensor],
+    sizes: Sizes,
+    reverse: bool,
+    valid: Tensor | None,
+    keep: bool,
+    share: bool = True,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Outputs, final carried values, and courses: the carried values after every tick, (T, B, n).
+
+    keep: all courses are stored, as the gradient needs them; else those that are outputs.
+    share: an output that is a course is the same tensor, not a copy.
+    """
+    series, vectors, init = _parted(loop, tensors)
+    shared = _shared(loop.text) if share and valid is None else (-1,) * len(loop.outputs)
+    stored = tuple(k < 0 for k in shared)
+    variant = ForwardVariant(
+        tuple(keep or k in shared for k in range(loop.carried)), stored, valid is not None
+    )
+    rows = [_row(c, keep=course) for c, course in zip(init, variant.courses, strict=True)]
+    courses = {k: tensors[0].new_empty(sizes) for k, course in enumerate(variant.courses) if course}
+    outputs = [tensors[0].new_empty(sizes) if k < 0 else courses[k] for k in shared]
+    arrays = [a for s in series for a in _strided(s, sizes)]
+    arrays += _flat([*vectors, *rows, *courses.values(), *itertools.compress(outputs, stored)])
+    _forward(loop.text, variant, _format(tensors[0]))(*sizes, reverse, *arrays, _selection(valid))
+    last = courses if sizes[0] else {}
+    final = [
+        _tick(last[k], reverse) if k in last else _row(row, k not in courses) for k, row in enumerate(rows)
+    ]
+    return outputs, final, list(courses.values())
+
+
+def run_backward(
+    loop: ElementwiseLoop,
+    tensors: Sequence[Tensor],
+    courses: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    sizes: Sizes,
+    reverse: bool,
+    valid: Tensor | None,
+) -> list[Tensor | None]:
+    """Gradient of each wanted tensor, from those of the outputs and of the final carried values."""
+    series, vectors, init = _parted(loop, tensors)
+    needs = _parted(loop, wanted)
+    given, final = grads[: len(loop.outputs)], grads[len(loop.outputs) :]
+    shared = tuple(s.shape[1] != sizes[1] for s in series)
+    variant = BackwardVariant(
+        tuple(g is not None for g in given), tuple(needs[0]), tuple(needs[1]), shared, valid is not None
+    )
+    of_series = [
+        s.new_zeros(s.shape) if one else s.new_empty(sizes) for s, one in zip(series, shared, strict=True)
+    ]
+    of_vectors = [v.new_zeros(sizes[1:]) for v in vectors]
+    of_init = [c.new_zeros(c.shape) if g is None else _row(g) for c, g in zip(init, final, strict=True)]
+    arrays = [a for s in series for a in _strided(s, sizes)]
+    arrays += _flat([*vectors, *(_row(c, keep=True) for c in init), *courses])
+    arrays += [a for g in given if g is not None for a in _strided(g, sizes)]
+    arrays += _flat(
+        [*itertools.compress(of_series, needs[0]), *itertools.compress(of_vectors, needs[1]), *of_init]
+    )
+    _backward(loop.text, variant, _format(tensors[0]))(*sizes, reverse, *arrays, _selection(valid))
+    # One sum per sample over the ticks, then one over the samples: errors grow with neither alone.
+    made = [*of_series, *(v.sum(0) for v in of_vectors), *of_init]
+    return [t if want else None for t, want in zip(made, wanted, strict=True)]
+
+
+def _parted(
+    loop: ElementwiseLoop, values: Sequence[Any]
+) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """Those of the series, of the vectors, of the carried values."""
+    end = loop.series + loop.vectors
+    return values[: loop.series], values[loop.series : end], values[end:]
+
+
+@functools.cache
+def _shared(text: str) -> tuple[int, ...]:
+    """Of each output, the carried value it is the course of, each at most once, or −1."""
+    loop, found = read_loop(text), []
+    for register in loop.outputs:
+        free = [k for k, r in enumerate(loop.carry) if r == register and k not in found]
+        found.append(free[0] if free else -1)
+    return tuple(found)
+
+
+def _row(value: Tensor, keep: bool = False) -> Tensor:
+    """(B, n) without gaps; a copy unless `keep`."""
+    return value.contiguous() if keep else value.clone(memory_format=torch.contiguous_format)
+
+
+def _tick(course: Tensor, reverse: bool) -> Tensor:
+    return course[0 if reverse else -1].clone()
+
+
+def _flat(tensors: Iterable[Tensor]) -> list[Any]:
+    return [t.detach().view(-1).numpy() for t in tensors]
+
+
+def _strided(tensor: Tensor, sizes: Sizes) -> tuple[Any, int, int]:
+    """The numbers from the first to the last, and how far ticks and samples are apart in them."""
+    t = tensor.detach()
+    if t.stride(2) != 1 and sizes[2] > 1:
+        t = t.contiguous()
+    ticks, batch, width = t.shape
+    over_samples = t.stride(1) if batch == sizes[1] else 0
+    if t.is_contiguous():
+        return t.view(-1).numpy(), t.stride(0), over_samples
+    length = (ticks - 1) * t.stride(0) + (batch - 1) * t.stride(1) + width
+    return t.as_strided((length,), (1,)).numpy(), t.stride(0), over_samples
+
+
+def _selection(valid: Tensor | None) -> Any:
+    return NO_SELECTION if valid is None else valid.contiguous().view(-1).numpy()
+
+
+def _format(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+@functools.cache
+def _forward(text: str, variant: ForwardVariant, dtype: str) -> Callable[..., None]:
+    return _compiled(forward_text(read_loop(text), variant), "forward", dtype)
+
+
+@functools.cache
+def _backward(text: str, variant: BackwardVariant, dtype: str) -> Callable[..., None]:
+    return _compiled(backward_text(read_loop(text), variant), "backward", dtype)
+
+
+@functools.cache
+def _names(dtype: str) -> dict[str, Any]:
+    """What the text of a loop may name."""
+    constants = {name: FORMATS[dtype].real(value) for name, value in CONSTANTS.items()}
+    return scalar_functions(dtype) | constants | {"unsigned": np.uint64}
+
+
+def _compiled(text: str, name: str, dtype: str) -> Callable[..., None]:
+    numba, names = importlib.import_module("numba"), dict(_names(dtype))
+    exec(text, names)  # made from the tables of `elementwise_text`, register numbers and floats alone
+    return numba.njit(fastmath=SAFE, error_model="numpy", nogil=True)(names[name])  # type: ignore[no-any-return]

@@ -1,0 +1,114 @@
+"""torch's own recurrent cells over whole sequences, where a program is exactly one of them.
+
+Time leads: inputs are (T, B, I), hidden states (B, H). Weights are given per gate, as the equations name
+them, and concatenated in torch's order.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from onematrix.errors import CompileError, ShapeError
+
+Gates = Sequence[Tensor]
+
+
+def native_rnn(
+    inputs: Tensor,
+    init: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    nonlinearity: str,
+    *,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """h ← σ(W_ih x + b_ih + W_hh h + b_hh), σ = tanh or relu: all hidden (T, B, H) and the last (B, H)."""
+    cells = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
+    if nonlinearity not in cells:
+        raise CompileError(f"native_rnn: nonlinearity tanh or relu needed, got {nonlinearity!r}")
+    if len(inputs) == 0:
+        return _empty(inputs, init), init.clone()
+    weights = _weights([w_ih], [w_hh], _listed(b_ih), _listed(b_hh), "native_rnn", 1)
+    out, final = cells[nonlinearity](*_arguments(inputs, init.unsqueeze(0), weights, reverse))
+    return _in_time_order(out, reverse), final.squeeze(0)
+
+
+def native_lstm(
+    inputs: Tensor,
+    init: tuple[Tensor, Tensor],
+    w_ih: Gates,
+    w_hh: Gates,
+    b_ih: Gates | None,
+    b_hh: Gates | None,
+    *,
+    reverse: bool = False,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """c ← f ∘ c + i ∘ g, h ← o ∘ tanh(c): all hidden (T, B, H) and the last (h, c).
+
+    Gates in the order i, f, g, o: i, f, o = sigmoid and g = tanh of W_ih x + b_ih + W_hh h + b_hh.
+    init: (h, c).
+    """
+    if len(inputs) == 0:
+        return _empty(inputs, init[0]), (init[0].clone(), init[1].clone())
+    weights = _weights(w_ih, w_hh, b_ih, b_hh, "native_lstm", 4)
+    state = (init[0].unsqueeze(0), init[1].unsqueeze(0))
+    out, h, c = torch.lstm(*_arguments(inputs, state, weights, reverse))
+    return _in_time_order(out, reverse), (h.squeeze(0), c.squeeze(0))
+
+
+def native_gru(
+    inputs: Tensor,
+    init: Tensor,
+    w_ih: Gates,
+    w_hh: Gates,
+    b_ih: Gates | None,
+    b_hh: Gates | None,
+    *,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """h ← (1 − z) ∘ n + z ∘ h: all hidden (T, B, H) and the last (B, H).
+
+    Gates in the order r, z, n: r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh),
+    n = tanh(W_ih x + b_ih + r ∘ (W_hh h + b_hh)).
+    """
+    if len(inputs) == 0:
+        return _empty(inputs, init), init.clone()
+    weights = _weights(w_ih, w_hh, b_ih, b_hh, "native_gru", 3)
+    out, final = torch.gru(*_arguments(inputs, init.unsqueeze(0), weights, reverse))
+    return _in_time_order(out, reverse), final.squeeze(0)
+
+
+def _arguments(inputs: Tensor, state: object, weights: list[Tensor], reverse: bool) -> tuple[object, ...]:
+    """What torch's cells take: …, biases or not, layers, dropout, training, both directions, batch leads."""
+    x = inputs.flip(0) if reverse else inputs
+    return x, state, weights, len(weights) == 4, 1, 0.0, torch.is_grad_enabled(), False, False
+
+
+def _in_time_order(out: Tensor, reverse: bool) -> Tensor:
+    return out.flip(0) if reverse else out
+
+
+def _empty(inputs: Tensor, init: Tensor) -> Tensor:
+    return inputs.new_empty(0, *init.shape)
+
+
+def _listed(tensor: Tensor | None) -> Gates | None:
+    return None if tensor is None else [tensor]
+
+
+def _weights(
+    w_ih: Gates, w_hh: Gates, b_ih: Gates | None, b_hh: Gates | None, who: str, gates: int
+) -> list[Tensor]:
+    """[W_ih, W_hh] and, where there are any, [b_ih, b_hh]; a missing one of the two is 0."""
+    lists = [w_ih, w_hh] if b_ih is None and b_hh is None else [w_ih, w_hh, b_ih, b_hh]
+    counts = [gates if gate is None else len(gate) for gate in lists]
+    if counts != [gates] * len(lists):
+        raise ShapeError(f"{who}: {gates} gates needed in each list, got {counts}", needed=gates, got=counts)
+    return [_zeros(w_hh) if g is None else g[0] if gates == 1 else torch.cat(list(g)) for g in lists]
+
+
+def _zeros(w_hh: Gates) -> Tensor:
+    return w_hh[0].new_zeros(len(w_hh) * w_hh[0].shape[0])

@@ -1,0 +1,162 @@
+"""Forms of the code: every one means the same; the choice is measured, remembered, and never trusted blindly."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import nn
+
+import onematrix as om
+from onematrix.compiler.choice import Trial, cache_folder, cache_key, choose, remember, remembered
+from onematrix.compiler.form import Form
+from onematrix.compiler.module import Compiled
+from onematrix.compiler.pipeline import lower
+from onematrix.networks import attention, encoder_layer, gru, lstm, sru
+from onematrix.networks.attention import encoder_weights
+from onematrix.networks.examples import examples
+from onematrix.networks.recurrent import gru_weights, lstm_weights
+from onematrix.programs.interpreter import interpret
+from onematrix.programs.substitution import replace_structures
+from onematrix.structures.tree import map_tensors
+from random_programs import random_program
+from test_compiler_module import random_numbers, same
+from test_programs_random import SIZES, as_tuple, gradients, inputs_of
+
+NETWORKS = examples(torch.Generator().manual_seed(0))
+QUESTIONS = [f.name for f in fields(Form)]
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.parametrize("question", [*QUESTIONS, "all"])
+def test_every_form_of_a_network_means_the_same(name, question):
+    answers = dict.fromkeys(QUESTIONS if question == "all" else [question], False)
+    module = Compiled(NETWORKS[name], lower(NETWORKS[name]), Form(**answers))
+    ins = [x.requires_grad_() for x in random_numbers(module.program)]
+    wanted, got = as_tuple(interpret(module.program, *ins)), as_tuple(module(*ins))
+    same(got, wanted, rtol=1e-11, atol=1e-11)
+    free = [*ins, *module.parameters()]
+    same(gradients(got, free), gradients(wanted, free), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("start", range(40_000, 40_120, 30))
+def test_every_form_of_random_programs_means_the_same(start):
+    plain = Form(**dict.fromkeys(QUESTIONS, False))
+    for seed in range(start, start + 30):
+        program = random_program(seed)
+        module = Compiled(program, lower(program), plain)
+        ins = inputs_of(program, seed)
+        wanted = interpret(module.program, *ins, seed=seed, sizes=SIZES)
+        same(module(*ins, seed=seed, sizes=SIZES), wanted, msg=lambda m, s=seed: f"seed {s}: {m}")
+
+
+def double(program):
+    table = {}
+
+    def wide(t):
+        return table.setdefault(id(t), t.detach().double() if t.is_floating_point() else t)
+
+    return replace_structures(program, {id(s): map_tensors(s, wide) for s in program.structures})
+
+
+def test_lstm_and_gru_run_as_torchs_own_cells():
+    torch.manual_seed(0)
+    x, h, c = torch.randn(3, 6, 4).double(), torch.randn(3, 5).double(), torch.randn(3, 5).double()
+    module = nn.LSTM(4, 5, batch_first=True).double()
+    net = om.compile(double(lstm(4, 5, lstm_weights(module))))
+    assert "native_lstm" in str(net._emitted[False].constants)
+    out, (end, cell) = module(x, (h[None], c[None]))
+    same(net(x, h, c), (out, end[0], cell[0]), rtol=1e-12, atol=1e-12)
+    module = nn.GRU(4, 5, batch_first=True).double()
+    net = om.compile(double(gru(4, 5, gru_weights(module))))
+    assert "native_gru" in str(net._emitted[False].constants)
+    out, end = module(x, h[None])
+    same(net(x, h), (out, end[0]), rtol=1e-12, atol=1e-12)
+
+
+def test_attention_without_a_mask_is_torchs_and_with_one_stays_softmax():
+    free, masked = om.compile(attention(6, 2)), om.compile(attention(6, 2, mask=True))
+    assert "attend(" in free.text
+    assert "attend(" not in masked.text
+    x, mask = torch.randn(2, 4, 6), torch.zeros(2, 2, 4, 4)
+    mask[:, :, 1] = -torch.inf  # no key is left: softmax of nothing is nan
+    with torch.no_grad():
+        ours, theirs = masked(x, mask), interpret(masked.program, x, mask)
+    assert ours[:, 1].isnan().all()
+    same(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_encoder_layer_is_one_product_for_queries_keys_and_values():
+    torch.manual_seed(0)
+    module = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    net = om.compile(encoder_layer(8, 2, 16, encoder_weights(module)))
+    assert net.text.count("linear(") == 4
+    assert net.text.count("layer_norm(") == 2
+    x = torch.randn(3, 5, 8)
+    same(net(x), module(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_sru_is_one_product_and_one_kernel():
+    net = om.compile(sru(8, "14"), prove=False)
+    assert net.text.count("linear(") == 1
+    assert "for " not in net.text
+    (loop,) = [k for k in net._emitted[False].constants.values() if type(k).__name__ == "ElementwiseLoop"]
+    assert sum(line[0] == "activation" for line in loop.code) == 1
+    assert sum(line[0] == "mul" for line in loop.code) == 3  # v ∘ c, f ∘ c, (1 − f) ∘ w
+
+
+# The choice.
+
+
+class Sleeper(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.seconds = 0.004 if form.merge else 0.001
+
+    def forward(self, x):
+        import time
+
+        time.sleep(self.seconds)
+        return x
+
+
+def test_the_faster_answer_is_taken():
+    form, trials = choose(Sleeper, ["merge", "cells"], [torch.zeros(1)])
+    assert form == Form(merge=False)
+    assert [t.question for t in trials] == ["merge", "cells"]
+    assert "merge = False" in str(trials[0])
+    assert "taken" in str(trials[0])
+    assert "refused" in str(Trial("cells", Form(cells=False), 2.0, 1.0))
+
+
+def test_a_choice_is_remembered_and_a_spoiled_one_ignored_with_a_note(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ONEMATRIX_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    ins = (torch.randn(2, 5, 4), torch.zeros(2, 4))
+    om.compile(sru(4, "10"), *ins, explain=True)
+    assert "merge = False: " in capsys.readouterr().out
+    program = sru(4, "10")
+    om.compile(program, *ins, explain=True)
+    assert "forms: remembered" in capsys.readouterr().out
+    (path,) = tmp_path.glob("*.json")
+    for text in ("no json", '{"key": "other", "form": {}}', "[]"):
+        path.write_text(text)
+        om.compile(program, *ins, explain=True)
+        assert f"remembered choice {path.name} ignored: " in capsys.readouterr().out
+    om.compile(program, *ins, measure=False, explain=True)
+    assert "remembered" not in capsys.readouterr().out
+
+
+def test_another_machine_has_another_key(monkeypatch, tmp_path):
+    program, x = sru(4, "10"), torch.zeros(2, 5, 4)
+    key = cache_key(program, [x], "text")
+    assert key == cache_key(program, [x], "text")
+    assert key != cache_key(program, [x], "another text")
+    assert key != cache_key(program, [x.double()], "text")
+    assert key != cache_key(program, [x[:1]], "text")
+    with torch.autocast("cpu"):
+        assert key != cache_key(program, [x], "text")
+    monkeypatch.setattr("onematrix.compiler.choice.describe_machine", lambda: {"processor": "other"})
+    assert key != cache_key(program, [x], "text")
+    remember(tmp_path, key, Form(cells=False))
+    assert remembered(tmp_path, key) == Form(cells=False)
+    assert remembered(tmp_path, "nothing") is None
