@@ -26,7 +26,7 @@ LAYERS = [
     {"experiments"},
     {"cli"},
 ]
-GENERATED = SOURCE / "compiler" / "emit.py"
+GENERATED = {SOURCE / "compiler" / "emit.py", SOURCE / "kernels" / "elementwise_numba.py"}
 PUBLIC = {
     "Block", "BlockMatrix", "Iterated", "Linear", "Loop", "Part", "Program", "Seq", "Step",
     "compile", "draw", "fit", "interpret", "list_structures", "load", "parse", "save",
@@ -100,7 +100,7 @@ def test_no_pickle_and_no_code_from_files(file):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             allowed = (
-                {"exec"} if file == GENERATED else set()
+                {"exec"} if file in GENERATED else set()
             )  # text made from checked sizes and constants alone
             assert called not in {"eval", "exec", "torch.load", "torch.save"} - allowed
             assert not any(k.arg == "allow_pickle" and ast.unparse(k.value) == "True" for k in node.keywords)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from onematrix.cli import demo, doctor, experiment, structures, train, view
+from onematrix.cli import bench, demo, doctor, experiment, structures, train, view
 from onematrix.errors import BudgetError, OneMatrixError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("view", rich_help_panel=FIRST)(view.view)
 app.command("train", rich_help_panel=MORE)(train.train_model)
 app.command("structures", rich_help_panel=MORE)(structures.structures)
 app.command("doctor", rich_help_panel=MORE)(doctor.doctor)
+app.add_typer(bench.app, name="bench", rich_help_panel=MORE)
 app.add_typer(experiment.app, name="experiment", rich_help_panel=MORE)
 
 
