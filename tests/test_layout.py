@@ -26,7 +26,7 @@ LAYERS = [
     {"experiments"},
     {"cli"},
 ]
-GENERATED = {SOURCE / "compiler" / "emit.py", SOURCE / "kernels" / "elementwise_numba.py"}
+GENERATED = {SOURCE / "compiler" / "emitted.py", SOURCE / "kernels" / "elementwise_numba.py"}
 PUBLIC = {
     "Block", "BlockMatrix", "Iterated", "Linear", "Loop", "Part", "Program", "Seq", "Step",
     "compile", "draw", "fit", "interpret", "list_structures", "load", "parse", "save",

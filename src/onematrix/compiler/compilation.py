@@ -98,9 +98,24 @@ def _program_of(value: object) -> Program:
     if isinstance(value, Program):
         return value
     if isinstance(value, Iterated):
+        _refuse_hooks(value)
         return value.program
     if isinstance(value, nn.Module):
         raise CompileError(
             f"compile: an om.Program or om.Iterated was needed, got {type(value).__name__}; convert it first"
         )
     raise CompileError(f"compile: an om.Program was needed, got {type(value).__name__}")
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _refuse_hooks(module: nn.Module) -> None:
+    """Raise CompileError where a hook would no longer run."""
+    for name, inner in module.named_modules():
+        for kind in HOOKS:
+            if getattr(inner, kind, None):
+                raise CompileError(
+                    f"compile: {name or type(inner).__name__} has {kind.strip('_').replace('_', ' ')}, which a "
+                    "compiled program would not call; remove them, or keep om.Iterated"
+                )

@@ -1,56 +1,29 @@
 """Lowered program → the text of one flat function of its tensors and inputs."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-from torch.nn import functional
 
 from onematrix.compiler.attention import find_attention
 from onematrix.compiler.cells import find_cells
 from onematrix.compiler.code import Code, Var, shape_text, size_text
+from onematrix.compiler.emitted import Emitted
 from onematrix.compiler.form import Form
 from onematrix.compiler.recurrence_code import emit_attention, emit_cell, emit_dense, emit_elementwise
 from onematrix.compiler.recurrences import match_dense, match_elementwise
 from onematrix.compiler.rows import Rows
 from onematrix.programs.flow import parts_read, written
-from onematrix.programs.interpreter import _run_node
 from onematrix.programs.part import ONE, Part
-from onematrix.programs.product import apply_wire
 from onematrix.programs.program import Program
 from onematrix.programs.run import carried_parts
 from onematrix.programs.schedule import Loop, Node, Seq
 from onematrix.programs.wiring import Wired, WiredLoop, WiredRow, WiredSeq, WiredStep
-from onematrix.structures.tree import rebuild
 
 Env = dict[str, Var]
 
 
 PLAIN = Form()
-
-
-@dataclass(frozen=True)
-class Emitted:
-    """The text of a function and the objects it names."""
-
-    text: str
-    constants: Mapping[str, object]
-
-    def function(self) -> object:
-        """The function itself. The text comes from the program alone; nothing of it is read from a file."""
-        space: dict[str, object] = {
-            "torch": torch,
-            "linear": functional.linear,
-            "layer_norm": functional.layer_norm,
-            "attend": functional.scaled_dot_product_attention,
-            "rebuild": rebuild,
-            "apply_wire": apply_wire,
-            "run_node": _run_node,
-            **self.constants,
-        }
-        exec(compile(self.text, "<compiled program>", "exec"), space)
-        return space["forward"]
 
 
 def emit(
@@ -94,7 +67,9 @@ class _Emitter:
         body = [*self.code.head, *self.code.body, f"return {result}"]
         lines = [*self.entry("\n".join(body)), *body]
         text = "def forward(module, tables, inputs, given, seed, state, first):\n"
-        return Emitted(text + "".join(f"    {line}\n" for line in lines), self.code.constants)
+        return Emitted(
+            text + "".join(f"    {line}\n" for line in lines), self.code.constants, tuple(self.code.head)
+        )
 
     def entry(self, body: str) -> list[str]:
         """The inputs, checked, and what the body asks about them."""

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onematrix.compiler.emit import PLAIN, Emitted, emit
+from onematrix.compiler.emit import PLAIN, emit
+from onematrix.compiler.emitted import Emitted
 from onematrix.compiler.form import Form
 from onematrix.errors import ProgramError, ShapeError
 from onematrix.programs.ownership import adopt, rebuild_all, slot_tensors
@@ -96,6 +97,15 @@ class Compiled(nn.Module):
         """The source program over the tensors the module holds now."""
         new = rebuild_all(self, self._ownership)
         return replace_structures(self._source, dict(zip(map(id, self._source.structures), new, strict=True)))
+
+    def freeze(self, tolerance: float = 0.0) -> "Compiled":
+        """A module for inference alone, over copies of the weights, with all they decide computed once.
+
+        tolerance: how near a dense matrix must be to a diagonal, sparse … one to run as such; 0: equal bits.
+        """
+        from onematrix.compiler.frozen import freeze
+
+        return freeze(self, tolerance)
 
     @property
     def lowered(self) -> Program:

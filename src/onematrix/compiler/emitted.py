@@ -1,0 +1,54 @@
+"""The text of a compiled function, and the function it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from onematrix.programs.interpreter import _run_node
+from onematrix.programs.product import apply_wire
+from onematrix.structures.tree import rebuild
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """Text, the objects it names, and those of its lines that depend on the module's tensors alone.
+
+    The text comes from a checked program; nothing of it is read from a file.
+    """
+
+    text: str
+    constants: Mapping[str, object]
+    head: tuple[str, ...] = ()
+
+    def function(self) -> Any:
+        """forward, as `emit` describes it."""
+        return self._run(self.text)["forward"]
+
+    def frozen(self) -> tuple[Any, Any]:
+        """(forward, prepare): prepare(module, tables, dtype, device) gives what forward takes as last argument."""
+        names = "".join(f"{line.split(' = ', 1)[0]}, " for line in self.head)
+        start, body = self.text.split("\n", 1)
+        for line in self.head:
+            body = body.replace(f"    {line}\n", "", 1)
+        taken = f"    ({names}) = heads\n" if names else ""
+        lines = "".join(f"    {line}\n" for line in self.head)
+        prepare = f"def prepare(module, tables, dtype, device):\n{lines}    return ({names})\n"
+        space = self._run(f"{start.replace('first):', 'first, heads):')}\n{taken}{body}\n{prepare}")
+        return space["forward"], space["prepare"]
+
+    def _run(self, text: str) -> dict[str, Any]:
+        space: dict[str, Any] = {
+            "torch": torch,
+            "linear": functional.linear,
+            "layer_norm": functional.layer_norm,
+            "attend": functional.scaled_dot_product_attention,
+            "rebuild": rebuild,
+            "apply_wire": apply_wire,
+            "run_node": _run_node,
+            **self.constants,
+        }
+        exec(compile(text, "<compiled program>", "exec"), space)
+        return space

@@ -1,0 +1,128 @@
+"""freeze(): inference alone, the same outputs; structures found in fixed numbers; hooks refused."""
+
+import copy
+
+import pytest
+import torch
+
+import onematrix as om
+from onematrix.compiler.recognition import recognise
+from onematrix.errors import CompileError
+from onematrix.networks import mlp
+from onematrix.networks.examples import examples
+from onematrix.programs.interpreter import interpret
+from onematrix.structures.dense import Dense
+from test_compiler_module import random_numbers, same
+
+NETWORKS = examples(torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_frozen_networks_mean_the_same_and_do_not_train(name):
+    module = om.compile(NETWORKS[name], prove=False)
+    frozen = module.freeze()
+    ins = random_numbers(module.program)
+    same(frozen(*ins), interpret(module.program, *ins), rtol=1e-11, atol=1e-11)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert not any(
+        o.requires_grad for o in (frozen(*ins) if isinstance(frozen(*ins), tuple) else [frozen(*ins)])
+    )
+    same(copy.deepcopy(frozen)(*ins), frozen(*ins))
+
+
+def test_a_frozen_module_is_a_copy_and_says_when_it_is_stale():
+    module = om.compile(mlp([4, 6, 3], generator=torch.Generator().manual_seed(0)))
+    frozen = module.freeze()
+    x = torch.randn(2, 4)
+    before = frozen(x)
+    frozen.check(module)
+    module.get_parameter("blocks.x1.x0.weight").data.add_(1.0)
+    same(frozen(x), before)
+    with pytest.raises(
+        CompileError, match=r"frozen: blocks\.x1\.x0\.weight changed after freeze\(\); call freeze"
+    ):
+        frozen.check(module)
+    wide = frozen.double()
+    same(wide(x.double()).float(), before, rtol=1e-5, atol=1e-6)
+    state = {name: 2 * p for name, p in wide.state_dict().items()}
+    wide.load_state_dict(state)
+    assert not torch.allclose(wide(x.double()).float(), before)
+
+
+def operations(module, ins):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, torch.no_grad():
+        module(*ins)
+    return {event.key for event in profile.key_averages()}
+
+
+def test_merged_weights_are_made_once():
+    module = om.compile(NETWORKS["encoder_layer"], prove=False)
+    ins = random_numbers(module.program)
+    assert "aten::cat" in operations(module, ins)
+    assert "aten::cat" not in operations(module.freeze(), ins)
+
+
+def test_a_frozen_module_streams():
+    module = om.compile(NETWORKS["sru_14"], prove=False)
+    ins = random_numbers(module.program)
+    out, state = module.freeze().forward_with_state(*ins)
+    same(out, module(*ins))
+    assert set(state) == {"c_prev"}
+
+
+def matrix(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+SPARSE = torch.zeros(300, 300)
+SPARSE[::7, ::11] = 1.5
+RANK = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).double()
+
+
+@pytest.mark.parametrize(
+    ("dense", "name"),
+    [
+        (matrix([0, 0], [0, 0]), "zero"),
+        (matrix([2, 0], [0, 2]), "scaled"),
+        (matrix([1, 0], [0, 1]), "identity"),
+        (matrix([1, 0], [0, 2]), "diagonal"),
+        (matrix([0, 1], [1, 0]), "permutation"),
+        (matrix([3, 3, 3], [3, 3, 3]), "scaled"),
+        (matrix([1, 2], [3, 4]), "dense"),
+        (matrix([0, 1], [0, 1]), "dense"),
+        (matrix([1, 1e-12], [0, 2]), "dense"),
+        (SPARSE, "csr"),
+        (RANK @ RANK.T, "dense"),
+    ],
+)
+def test_structures_are_found_bit_for_bit(dense, name):
+    found = recognise(dense)
+    assert found.name == name
+    assert torch.equal(found.to_dense(dense.dtype), dense)
+
+
+def test_a_tolerance_finds_what_is_nearly_so():
+    assert recognise(matrix([1, 1e-12], [0, 2]), 1e-9).name == "diagonal"
+    thin = recognise(RANK @ RANK.T, 1e-10)
+    assert (thin.name, thin.rank) == ("low_rank", 3)
+    same(thin.to_dense(), RANK @ RANK.T, rtol=1e-8, atol=1e-8)
+    full = torch.randn(30, 30, generator=torch.Generator().manual_seed(0))
+    assert recognise(full, 1e-6).name == "dense"
+
+
+def test_a_diagonal_weight_costs_a_diagonal_product_once_frozen():
+    G = om.BlockMatrix({("y", "x"): Dense(torch.diag(torch.arange(1.0, 5.0)))}, {"x": 4, "y": 4})
+    module = om.compile(om.Program(om.Step(G), ["x"], ["y"]))
+    assert module.lowered.counts().multiply_adds == 16, "a weight that trains is dense"
+    frozen = module.freeze()
+    assert frozen.lowered.counts().multiply_adds == 4
+    same(frozen(torch.ones(2, 4)), torch.arange(1.0, 5.0).expand(2, 4))
+
+
+def test_hooks_are_refused():
+    net = om.Iterated(mlp([2, 3, 1]))
+    net.register_forward_hook(lambda *_: None)
+    with pytest.raises(
+        CompileError, match="Iterated has forward hooks, which a compiled program would not call"
+    ):
+        om.compile(net)
