@@ -1,12 +1,6 @@
 """The sparse product: opaque operators with every derivative, two paths, and a pattern remembered rightly."""
 
 import copy
-import os
-import socket
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +12,7 @@ from onematrix.errors import ShapeError
 from onematrix.structures import sparse_kernels, sparse_loops, sparse_product
 from onematrix.structures.compressed import CSC, CSR
 from onematrix.structures.sparse_product import csr_matmul, csr_rmatmul, csr_sampled
+from two_ranks import run_on_two_ranks
 
 
 @pytest.fixture
@@ -240,28 +235,5 @@ dist.destroy_process_group()
 
 
 def test_fsdp2_on_two_ranks_takes_the_steps_of_one_process(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    worker = tmp_path / "worker.py"
-    worker.write_text(textwrap.dedent(WORKER))
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(om.__file__).parents[1]),
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, worker],
-            env=environment | {"RANK": str(r)},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for r in range(2)
-    ]
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+    outputs = run_on_two_ranks(tmp_path, WORKER)
     assert "of 37 values" in outputs[0]
