@@ -10,8 +10,7 @@ import torch
 @pytest.fixture
 def benchmark_module(monkeypatch, request):
     monkeypatch.syspath_prepend(request.config.rootpath / "benchmarks")
-    module = importlib.import_module("measure")
-    monkeypatch.setattr(module, "SAMPLE_SECONDS", 1e-5)
+    monkeypatch.setattr("onematrix.records.timing.SAMPLE_SECONDS", 1e-5)
     return importlib.import_module
 
 

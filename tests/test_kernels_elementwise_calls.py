@@ -15,7 +15,7 @@ from recurrence_cases import KERNELS, SRU, flat, gradients, tensors
 @pytest.mark.parametrize("ticks", [0, 4])
 def test_outputs_are_new_and_may_be_changed(ticks, grad, kernel):
     """A carried value that is handed on as it is, a series that becomes one, outputs that are inputs."""
-    loop = ElementwiseLoop(1, 1, 3, (("add", 0, 1),), outputs=(0, 1, 2, 5, 5), carry=(0, 3, 5))
+    loop = ElementwiseLoop(1, 1, 4, (("add", 0, 1),), outputs=(0, 1, 2, 6, 6), carry=(0, 3, 6, 6))
     given = tensors(loop, (ticks, 3, 4))
     copies = [t.detach().clone() for t in flat(given)]
     with torch.set_grad_enabled(grad):
@@ -84,7 +84,7 @@ def test_compiles_into_one_graph(kernel):
 
 @pytest.mark.parametrize("kernel", [None, *KERNELS])
 def test_exports(kernel):
-    net, (series, _, init) = Net(kernel), tensors(SRU, (3, 2, 4))
+    net, (series, _, init) = Net(kernel), tensors(SRU, (4, 128, 4))  # compiled, were it no export
     given = [t.detach() for t in (*series, *init)]
     exported = torch.export.export(net, tuple(given))
     torch.testing.assert_close(flat(exported.module()(*given)), flat(net(*given)))

@@ -47,5 +47,5 @@ def _chosen_tick(
 def _activate(total: Tensor, activations: Activations) -> Tensor:
     if len(activations) == 1:
         return RULES[activations[0][1]].function(total)
-    slices = total.split([width for width, _ in activations], -1)
+    slices = torch.split(total, [width for width, _ in activations], -1)
     return torch.cat([RULES[name].function(v) for (_, name), v in zip(activations, slices, strict=True)], -1)

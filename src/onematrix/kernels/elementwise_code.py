@@ -24,7 +24,19 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 WITH_NUMBER: dict[str, Callable[[Tensor, float], Tensor]] = {"scale": torch.mul, "shift": torch.add}
 ACTIVATIONS = (
-    *("identity", "relu", "leaky_relu", "abs", "sign", "square", "sqrt", "rsqrt", "reciprocal", "exp", "sigmoid"),
+    *(
+        "identity",
+        "relu",
+        "leaky_relu",
+        "abs",
+        "sign",
+        "square",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "exp",
+        "sigmoid",
+    ),
     *("tanh", "gelu", "gelu_tanh", "silu", "softplus", "elu", "sin", "cos", "keep"),
 )
 

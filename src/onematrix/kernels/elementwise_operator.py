@@ -23,7 +23,7 @@ def run_compiled(
 ) -> list[Tensor]:
     """Outputs and final carried values, of series, vectors and first carried values in one list."""
     if torch.compiler.is_compiling():
-        made = _forward_op(loop.text, list(tensors), valid, list(sizes), reverse)
+        made: list[Tensor] = _forward_op(loop.text, list(tensors), valid, list(sizes), reverse)
         return made[: len(loop.outputs) + loop.carried]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return list(_Compiled.apply(loop, sizes, reverse, valid, *tensors))  # type: ignore[no-untyped-call]

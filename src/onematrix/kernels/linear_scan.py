@@ -103,4 +103,4 @@ def _chunks(a: Tensor, b: Tensor, init: Tensor) -> tuple[list[Tensor], Tensor]:
     joined = torch.addcmul(
         torch.stack(values, 1), torch.stack(factors, 1), torch.stack(starts[:-1]).unsqueeze(1)
     )
-    return [joined.flatten(0, 1)], starts[-1]
+    return [joined.reshape(a.shape[0] * a.shape[1], *init.shape)], starts[-1]

@@ -5,6 +5,7 @@ them, and concatenated in torch's order.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ def native_gru(
     return _in_time_order(out, reverse), final.squeeze(0)
 
 
-def _arguments(inputs: Tensor, state: object, weights: list[Tensor], reverse: bool) -> tuple[object, ...]:
+def _arguments(inputs: Tensor, state: object, weights: list[Tensor], reverse: bool) -> tuple[Any, ...]:
     """What torch's cells take: …, biases or not, layers, dropout, training, both directions, batch leads."""
     x = inputs.flip(0) if reverse else inputs
     return x, state, weights, len(weights) == 4, 1, 0.0, torch.is_grad_enabled(), False, False
