@@ -57,9 +57,7 @@ def measure_sru(ticks: int, batch: int, n: int, kernel: str) -> None:
     def candidate() -> Sequence[Tensor]:
         return run_elementwise_loop(SRU, [u, w], [v], [c], kernel=kernel)[0]
 
-    measure(
-        f"SRU T={ticks} B={batch} n={n}", candidate, by_hand, [u, w, v, c], SEVERAL, copies(u, 2)
-    )
+    measure(f"SRU T={ticks} B={batch} n={n}", candidate, by_hand, [u, w, v, c], SEVERAL, copies(u, 2))
 
 
 def measure_scan(ticks: int, batch: int, n: int, kernel: str) -> None:
