@@ -29,7 +29,7 @@ LAYERS = [
 GENERATED = {SOURCE / "compiler" / "emitted.py", SOURCE / "kernels" / "elementwise_numba.py"}
 PUBLIC = {
     "Block", "BlockMatrix", "Iterated", "Linear", "Loop", "Part", "Program", "Seq", "Step",
-    "compile", "draw", "fit", "interpret", "list_structures", "load", "parse", "save",
+    "compile", "convert", "define", "draw", "fit", "interpret", "list_structures", "load", "parse", "save",
 }  # fmt: skip
 
 

@@ -32,6 +32,8 @@ _PUBLIC = {
     "Seq": "onematrix.programs.schedule",
     "Step": "onematrix.programs.schedule",
     "compile": "onematrix.compiler.compilation",
+    "convert": "onematrix.converters.conversion",
+    "define": "onematrix.structures.definition",
     "draw": "onematrix.reports.drawing",
     "fit": "onematrix.learners.projection",
     "interpret": "onematrix.programs.interpreter",

@@ -1,6 +1,6 @@
 """om.compile: a program, or a module that holds one, as a flat torch module."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from torch import Tensor, nn
 
@@ -9,26 +9,30 @@ from onematrix.compiler.form import Form
 from onematrix.compiler.module import Compiled
 from onematrix.compiler.pipeline import Trace, lower
 from onematrix.compiler.proof import prove as prove_equal
+from onematrix.converters.conversion import convert
 from onematrix.errors import CompileError
 from onematrix.programs.iterated import Iterated
 from onematrix.programs.program import Program
 
 
 def compile(
-    program: Program | Iterated | Compiled,
+    program: Program | nn.Module,
     *inputs: Tensor,
     prove: bool = True,
     measure: bool = True,
     explain: bool = False,
+    implicit: bool = False,
 ) -> Compiled:
     """The program as a flat, differentiable nn.Module: emit ∘ lower, with the same Parameter objects.
 
-    program: an om.Program, or a module that holds one (om.Iterated); a compiled module is returned as it is.
-    inputs: example inputs; with them merges and kernels are chosen by measured time (measure=True), and what was
-    chosen is remembered per machine under $ONEMATRIX_CACHE. Without them, or with measure=False, the choice
-    depends on the program alone. prove=True compares outputs and gradients with the interpreter on small and edge
-    inputs and raises CompileError on any difference. explain=True prints what each pass did, the cost before
-    and after, and what was measured.
+    program: an om.Program, a module that holds one (om.Iterated), or any module `om.convert` can read, whose
+    Parameter objects are shared; a compiled module is returned as it is.
+    inputs: example inputs; with them merges and kernels are chosen by measured time (measure=True), and what
+    was chosen is remembered per machine under $ONEMATRIX_CACHE. Without them, or with measure=False, the choice
+    depends on the program alone. prove=True compares outputs and gradients with the interpreter on small and
+    edge inputs and raises CompileError on any difference. explain=True prints what each pass did, the cost
+    before and after, and what was measured. implicit=True: loops until they stand still give the gradient of the
+    fixed point (one more evaluation and a solve) instead of that through all their rounds.
     Raises CompileError, and what the program raises for inputs that do not fit.
 
     >>> import torch, onematrix as om
@@ -39,16 +43,20 @@ def compile(
     """
     if isinstance(program, Compiled):
         return program
-    program = _program_of(program)
+    program = _program_of(program, inputs)
     trace, notes = Trace(), list[str]()
     lowered = lower(program, trace)
-    compiled = Compiled(program, lowered)
+    plain = Form(implicit=implicit)
+    compiled = Compiled(program, lowered, plain)
     if inputs:
         compiled(*inputs)  # names what does not fit before anything is measured
-    if inputs and measure:
+    if inputs and measure and not implicit:
         compiled = _measured(program, lowered, inputs, notes)
     if prove:
-        prove_equal(program, lambda exact: Compiled(exact, lower(exact), compiled.form))
+        exact_form = replace(
+            compiled.form, implicit=False
+        )  # equal to the rounds only where they have converged
+        prove_equal(program, lambda exact: Compiled(exact, lower(exact), exact_form))
     if explain:
         print(explanation(program, compiled, trace, notes))
     return compiled
@@ -64,7 +72,7 @@ def _measured(program: Program, lowered: Program, inputs: tuple[Tensor, ...], no
     if isinstance(found, str):
         notes.append(found)
     plain = Compiled(program, lowered)
-    questions = [f.name for f in fields(Form) if _differs(program, lowered, plain, f.name)]
+    questions = [f.name for f in fields(Form) if f.default and _differs(program, lowered, plain, f.name)]
     trials: list[Trial] = []
     form = Form()
     if questions:
@@ -94,17 +102,21 @@ def explanation(program: Program, compiled: Compiled, trace: Trace, notes: list[
     return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
-def _program_of(value: object) -> Program:
+def _program_of(value: object, inputs: tuple[Tensor, ...]) -> Program:
     if isinstance(value, Program):
         return value
     if isinstance(value, Iterated):
         _refuse_hooks(value)
         return value.program
     if isinstance(value, nn.Module):
-        raise CompileError(
-            f"compile: an om.Program or om.Iterated was needed, got {type(value).__name__}; convert it first"
-        )
-    raise CompileError(f"compile: an om.Program was needed, got {type(value).__name__}")
+        _refuse_hooks(value)
+        if not inputs:
+            raise CompileError(
+                f"compile: {type(value).__name__} is converted by running it; give example inputs, as in "
+                "om.compile(module, x)"
+            )
+        return convert(value, *inputs)
+    raise CompileError(f"compile: an om.Program or nn.Module was needed, got {type(value).__name__}")
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

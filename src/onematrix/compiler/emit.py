@@ -48,6 +48,7 @@ class _Emitter:
         self.sizes = {name: f"n_{name}" for name in free}
         self.rows = Rows(program, slots, names, self.code, self.sizes, form)
         self.handed: dict[str, str] = {}
+        self.fixed = {ONE}  # parts the weights alone decide
         self.form = form
         self.cells = find_cells(program, self.rows.uses) if form.cells else {}
         self.attention = find_attention(program, self.rows.uses) if form.attend else {}
@@ -131,7 +132,7 @@ class _Emitter:
     def node(self, node: Node, wired: Wired, env: Env, outermost: bool) -> None:
         if isinstance(wired, WiredStep):
             needed = [r for r in wired.rows if self.rows.uses.get(r.part) and r.part not in self.within]
-            env.update([(row.part, self.row(row, env)) for row in needed])
+            env.update([(row.part, self.placed(row, env, outermost)) for row in needed])
         elif isinstance(wired, WiredSeq):
             assert isinstance(node, Seq), "the wiring has the shape of the schedule"
             for child, inner in zip(node.body, wired.body, strict=True):
@@ -142,6 +143,21 @@ class _Emitter:
             self.rounds(wired, env)
         else:
             self.interpreted(wired, env)
+
+    def placed(self, row: WiredRow, env: Env, outermost: bool) -> Var:
+        """The value of a row; what no input decides is computed in the head."""
+        columns = {wire.column for wires in row.sums for wire in wires}
+        if not outermost or not columns <= self.fixed:
+            return self.row(row, env)
+        code = self.code
+        code.body, body = [], code.body
+        value = self.row(row, env)
+        value = value if value.product is None and value.norm is None else Var(self.rows.text(value), True)
+        code.head += code.body
+        code.body = body
+        if not any(re.search(r"\b(batch|run|n_\w+)\b", line) for line in code.head):
+            self.fixed.add(row.part)
+        return value
 
     def row(self, row: WiredRow, env: Env) -> Var:
         """The value of a row, or of all rows of an attention at its last."""
@@ -156,7 +172,8 @@ class _Emitter:
         self.code.line(f"{state} = {{{ONE!r}: {one}, {texts}}}")
         ticks = "".join(f"{t}, " for t in self.rows.ticks)
         wire = self.code.constant(wired)
-        self.code.line(f"run_node({wire}, {state}, {self.rows.run()}, ({ticks}), False)")
+        call = "run_to_fixed_point" if self.form.implicit else "run_node"
+        self.code.line(f"{call}({wire}, {state}, {self.rows.run()}, ({ticks}), False)")
         for name in sorted(written(wired.loop)):
             env[name] = self.code.let(f"run.whole({state}[{name!r}])", foreign=True, fresh=False)
 

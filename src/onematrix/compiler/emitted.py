@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from onematrix.compiler.fixed_point import run_to_fixed_point
 from onematrix.programs.interpreter import _run_node
 from onematrix.programs.product import apply_wire
 from onematrix.structures.tree import rebuild
@@ -48,6 +49,7 @@ class Emitted:
             "rebuild": rebuild,
             "apply_wire": apply_wire,
             "run_node": _run_node,
+            "run_to_fixed_point": run_to_fixed_point,
             **self.constants,
         }
         exec(compile(text, "<compiled program>", "exec"), space)

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Form:
-    """How code is written: one yes or no per question, each with the same meaning.
+    """How code is written: one yes or no per question, each with the same value.
 
     merge: products of one value as one, where it has a free dimension. kernels: recurrences fused over their
     ticks. cells: torch's own LSTM and GRU. attend: torch's scaled dot product attention.
+    implicit: loops until they stand still take the gradient of the point they stand at; asked for, not measured.
     """
 
     merge: bool = True
     kernels: bool = True
     cells: bool = True
     attend: bool = True
+    implicit: bool = False

@@ -6,17 +6,22 @@ from dataclasses import dataclass, field
 from onematrix.compiler.code import Code, Var, shape_text, size_text
 from onematrix.compiler.form import Form
 from onematrix.compiler.merging import Merge, plan_merges, unscale
+from onematrix.compiler.views import moves, view_text
 from onematrix.programs.part import ONE, Part
 from onematrix.programs.program import Program
 from onematrix.programs.wiring import Wire
 from onematrix.structures.algebra import Sum, Transposed
 from onematrix.structures.base import Structure
 from onematrix.structures.column import Column
+from onematrix.structures.convolution import Convolution
 from onematrix.structures.dense import Dense
-from onematrix.structures.identity import Identity, Ones, Zero
+from onematrix.structures.identity import Ones, Zero
 from onematrix.structures.low_rank import LowRank
+from onematrix.structures.per_axis import PerAxis
 from onematrix.structures.sizes import Size
 from onematrix.structures.tree import layout
+
+CHANNELS = "channels"  # stands in the tail of a constant that has one number per channel
 
 
 @dataclass(frozen=True)
@@ -130,11 +135,14 @@ class Products:
         """A product on some of the dimensions, others flattened before or split after."""
         value, source = self.value(wire.column, env), self.program.parts[wire.column]
         x = self.text(value)
+        if moves(a):
+            out = times(ratio, view_text(a, x, wire, source, self.sizes))
+            return self.code.let(out, value.single, value.foreign and ratio == 1, ratio != 1)
+        if isinstance(a, Convolution) and (text := self.convolved(a, x, ratio, wire, source, terms)):
+            return self.code.let(text, value.single)
         if wire.flattens:
             x = f"{x}.flatten({1 + wire.kept})"
-        if isinstance(a, Identity):
-            out = times(ratio, x)
-        elif isinstance(a, Dense):
+        if isinstance(a, Dense):
             ends: tuple[Size, ...] = (a.weight.shape[0],) if wire.tail is None else wire.tail
             bias = self.bias(terms, ends) if ratio == 1 else ""
             out = times(ratio, f"linear({x}, {self.tensor(a.weight)}{bias})")
@@ -145,8 +153,27 @@ class Products:
             kept = [size_text(size, self.sizes) for size in source.shape[: wire.kept]]
             tail = [f"{y}.shape[-1]"] if wire.tail is None else [size_text(t, self.sizes) for t in wire.tail]
             out = f"{y}.reshape({', '.join([f'{y}.shape[0]', *['1'] * wire.spread, *kept, *tail])})"
-        identity = isinstance(a, Identity) and ratio == 1
-        return self.code.let(out, value.single, identity and value.foreign, not identity)
+        return self.code.let(out, value.single)
+
+    def convolved(
+        self, a: Convolution, x: str, ratio: float, wire: Wire, source: Part, terms: Terms
+    ) -> str | None:
+        """A convolution of a part that has its axes, with its bias; None where torch has no such call."""
+        before = {pair[0] for pair in a.paddings} | {pair[1] for pair in a.paddings}
+        same = all(left == right for left, right in a.paddings)
+        axes = (a.channels, *a.sizes)
+        out = (a.weight.shape[0], *a.output_sizes)
+        if ratio != 1 or not same or (a.mode != "zeros" and before != {0}):
+            return None
+        if source.shape != axes:
+            if any(isinstance(size, str) for size in (*source.shape, *axes)):
+                return None
+            x = f"{x}.reshape({x}.shape[0], {', '.join(map(str, axes))})"
+        if wire.tail != out or wire.kept or wire.spread:
+            return None
+        bias = self.bias(terms, (CHANNELS, a.weight.shape[0])) or ", None"
+        options = f"{a.strides}, {[left for left, _ in a.paddings]}, {a.dilations}, {a.groups}"
+        return f"torch.conv{a.dimensions}d({x}, {self.tensor(a.weight)}{bias}, {options})"
 
     def bias(self, terms: Terms, tail: tuple[Size, ...] | None) -> str:
         """A constant of this tail (None: one dimension) as the bias of a product, taken out of the terms."""
@@ -211,6 +238,9 @@ class Products:
             terms.number += ratio * isinstance(a, Ones)
             return True
         tail = part.shape if wire.tail is None else wire.tail
+        if ratio == 1 and (channel := self.channel(a, tail)) is not None:
+            terms.vectors.append(channel)
+            return True
         vector = self.vector(a)
         if vector is None:
             return False
@@ -222,6 +252,22 @@ class Products:
             shaped = self.code.first(f"{vector}.view({tail_text})")
         terms.vectors.append(Constant(vector, shaped, tuple(tail)))
         return True
+
+    def channel(self, a: Structure, tail: tuple[Size, ...]) -> Constant | None:
+        """A constant that is one number per channel, the first axis of a part of several."""
+        if not isinstance(a, PerAxis) or a.order or len(a.axes) != 2:
+            return None
+        first, rest = a.axes
+        if (
+            not isinstance(first, Column)
+            or not isinstance(rest, Ones)
+            or len(tail) < 2
+            or tail[0] != len(first.vector)
+        ):
+            return None
+        vector = self.tensor(first.vector)
+        shaped = self.code.first(f"{vector}.view({len(first.vector)}{', 1' * (len(tail) - 1)})")
+        return Constant(vector, shaped, (CHANNELS, len(first.vector)))
 
     def vector(self, a: Structure) -> str | None:
         """A · 1 as a vector."""

@@ -206,6 +206,8 @@ def match_dense(wired: WiredLoop, program: Program, rows: Rows) -> Dense1 | None
 
 
 def _dense(wired: WiredLoop, program: Program, rows: Rows) -> Dense1:
+    if wired.loop.valid is not None and wired.loop.ticks is not None:
+        raise NoMatch  # which ticks count past the end is for the loop to say
     series = fed_series(wired, program)
     body = {row.part: row for row in rows_of(wired.body)}
     carried = [row.part for row in wired.carry]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from onematrix.compiler.code import Var, shape_text
 from onematrix.compiler.products import Products, Terms, times, unscaled
+from onematrix.compiler.views import moves
 from onematrix.programs.activations import Activation
 from onematrix.programs.joins import Join, _with_batch
 from onematrix.programs.opaque import Opaque
@@ -96,7 +97,9 @@ class Rows(Products):
             return
         if wire.passes:
             terms.plain.append((1.0, self.value(wire.column, env)))
-        elif not wire.plain and (wire.classes is not None or wire.named or wire.column == ONE):
+        elif not wire.plain and (
+            wire.classes is not None or wire.column == ONE or (wire.named and not moves(a))
+        ):
             terms.plain.append((1.0, self.general(wire, env)))
         elif not wire.plain:
             terms.plain.append((1.0, self.shaped(wire, ratio, a, terms, env)))

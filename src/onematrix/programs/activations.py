@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onematrix.errors import DTypeError, ProgramError
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What an activation is: function of (value, *arguments), and the facts the compiler relies on.
-
-    mixes: "none" (elementwise) or "last" (whole last dimension). degree: of homogeneity for positive
-    factors, None when not homogeneous. at_zero: σ(0), "depends" when the width or an argument decides.
-    ties: its gradient where it is not differentiable, or its value on an empty or all −∞ reduction.
-    """
-
-    function: Callable[..., Tensor]
-    mixes: str = "none"
-    degree: int | None = None
-    at_zero: float | str = 0.0
-    ties: str = ""
-    arguments: int = 0
+from onematrix.programs.further_activations import FURTHER, Rule
 
 
 def _layer_norm(x: Tensor, epsilon: float) -> Tensor:
@@ -94,19 +77,23 @@ class Activation:
     arguments: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.name not in RULES:
-            raise ProgramError(f"activation {self.name!r} is unknown; there are: {', '.join(sorted(RULES))}")
-        if len(self.arguments) != RULES[self.name].arguments:
+        if self.name not in RULES and self.name not in FURTHER:
+            known = ", ".join([*sorted(RULES), *sorted(FURTHER)])
+            raise ProgramError(f"activation {self.name!r} is unknown; there are: {known}")
+        if len(self.arguments) != self.rule.arguments:
             raise ProgramError(
-                f"activation {self.name} takes {RULES[self.name].arguments} arguments, got {self.arguments}"
+                f"activation {self.name} takes {self.rule.arguments} arguments, got {self.arguments}"
             )
-        for value in self.arguments:
-            _check_argument(self.name, value)
+        for place, value in enumerate(self.arguments, start=1):
+            if self.rule.typed and place == len(self.arguments):
+                _check_dtype(self.name, value)
+            elif not (self.rule.infinite and isinstance(value, int | float) and not math.isnan(value)):
+                _check_argument(self.name, value)
 
     @property
     def rule(self) -> Rule:
         """The entry of the table."""
-        return RULES[self.name]
+        return RULES[self.name] if self.name in RULES else FURTHER[self.name]
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.rule.function(x, *self.arguments)
@@ -137,6 +124,11 @@ def _check_argument(name: str, value: object) -> None:
         raise ProgramError(f"activation {name}({value}): a finite number was needed")
     elif name == "keep" and not 0 < value <= 1:
         raise ProgramError(f"activation keep({value}): a probability in (0, 1] was needed")
+
+
+def _check_dtype(name: str, value: object) -> None:
+    if value != "same" and not isinstance(getattr(torch, str(value), None), torch.dtype):
+        raise DTypeError(f"activation {name}(…, {value}): a torch dtype such as float64, or same, was needed")
 
 
 def _number(text: str) -> float | str:

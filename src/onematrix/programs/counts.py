@@ -6,12 +6,13 @@ from dataclasses import dataclass, fields
 
 from onematrix.errors import ShapeError
 from onematrix.programs.block_matrix import Block, BlockMatrix, leading, operand_shape
-from onematrix.programs.joins import contraction_axes
+from onematrix.programs.joins import Join, contraction_axes
 from onematrix.programs.part import Part
 from onematrix.programs.program import Program
 from onematrix.programs.schedule import Loop, Node, Row, Seq, Step, loop_matrices, walk
 from onematrix.programs.text import print_structure
 from onematrix.structures.dense import Dense
+from onematrix.structures.embedding import Embedding
 from onematrix.structures.identity import Identity
 from onematrix.structures.sizes import Size, evaluate_size, multiply_sizes
 from onematrix.structures.tree import index_bytes, stored_numbers
@@ -138,7 +139,7 @@ def _whole_matrix(step: Step, program: Program, sizes: Mapping[str, int]) -> Wor
 
 def _contraction(row: Row, program: Program, sizes: Mapping[str, int]) -> int:
     """Multiply-adds of an einsum: the product of the lengths of all its axes."""
-    if row.join is None or row.join.pattern is None:
+    if not isinstance(row.join, Join) or row.join.pattern is None:
         return 0
     lengths: dict[str, Size] = {}
     for axes, blocks in zip(contraction_axes(row.join.pattern)[0], row.sums, strict=True):
@@ -166,7 +167,9 @@ def _block_work(target: Part | None, source: Part, block: Block, sizes: Mapping[
     if isinstance(block.structure, Identity):  # of any size, 0 included
         return Work(products=1, nonzeros=evaluate_size(block.structure.size, sizes)).times(repeats)
     structure = block.structure.at(**sizes)
-    picks = source.kind == "index" and isinstance(structure, Dense)  # columns are picked, not multiplied
+    picks = source.kind == "index" and isinstance(
+        structure, Dense | Embedding
+    )  # columns are picked, not multiplied
     adds = 0 if picks else structure.multiply_adds()
     return Work(products=1, nonzeros=structure.nonzeros(), multiply_adds=adds).times(repeats)
 

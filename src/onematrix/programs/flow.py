@@ -15,8 +15,15 @@ def check_flow(node: Node, parts: Mapping[str, Part], defined: set[str], where: 
             _require(row.reads(), defined, parts, f"{where}: row {row.part!r}")
         return defined | {row.part for row in node.rows}
     if isinstance(node, Seq):
+        defined = set(defined)  # grown in place by steps, so that a long sequence is checked in linear time
         for number, child in enumerate(node.body, start=1):
-            defined = check_flow(child, parts, defined, f"{where}, {number} of {len(node.body)}")
+            here = f"{where}, {number} of {len(node.body)}"
+            if isinstance(child, Step):
+                for row in child.rows:
+                    _require(row.reads(), defined, parts, f"{here}: row {row.part!r}")
+                defined.update(row.part for row in child.rows)
+            else:
+                defined = check_flow(child, parts, defined, here)
         return defined
     return _check_loop(node, parts, defined, where)
 

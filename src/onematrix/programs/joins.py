@@ -2,33 +2,14 @@
 
 import re
 import string
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from onematrix.errors import ProgramError
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a join is: number of sums, function of them, and the facts the compiler relies on.
-
-    mixes: which dimensions it mixes; degree: of homogeneity in all sums together, None when not homogeneous;
-    ties: its gradient at ties. index_operand: the position of a sum read as integers.
-    keeps_operand_shapes: its sums have the shapes of what they read, not that of the row's part.
-    """
-
-    arity: int
-    function: Callable[..., Tensor]
-    mixes: str = "none"
-    degree: int | None = None
-    at_zero: float | str = 0.0
-    ties: str = ""
-    index_operand: int | None = None
-    keeps_operand_shapes: bool = False
-    arguments: int = 0
+from onematrix.programs.further_joins import FURTHER, Rule
+from onematrix.programs.opaque import Opaque
 
 
 def _select(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -91,12 +72,15 @@ class Join:
     name: str
     argument: int | None = None
     pattern: str | None = None
+    numbers: tuple[int, ...] = ()  # arguments of a join that takes several
 
     def __post_init__(self) -> None:
         if self.name == "einsum":
             _parse_pattern(self.pattern or "")
+        elif self.name in FURTHER:
+            self._check_numbers()
         elif self.name not in RULES:
-            known = ", ".join(sorted(RULES))
+            known = ", ".join([*sorted(RULES), *sorted(FURTHER)])
             raise ProgramError(
                 f"join {self.name!r} is unknown; there are: {known}, or an einsum 'a b, c b -> a c'"
             )
@@ -105,40 +89,59 @@ class Join:
                 f"join {self.name} takes {RULES[self.name].arguments} argument, got {self.argument}"
             )
 
+    def _check_numbers(self) -> None:
+        needed = FURTHER[self.name].arguments
+        if self.argument is not None or (needed == -1) != bool(self.numbers):
+            raise ProgramError(
+                f"join {self.name} takes {'several' if needed else 'no'} arguments, "
+                f"got {self.numbers or self.argument}"
+            )
+
+    @property
+    def rule(self) -> Rule:
+        """The entry of the table; a contraction has none."""
+        return RULES[self.name] if self.name in RULES else FURTHER[self.name]
+
     @property
     def arity(self) -> int:
         """Number of sums it combines."""
-        return len(_parse_pattern(self.pattern)[0]) if self.pattern else RULES[self.name].arity
+        return len(_parse_pattern(self.pattern)[0]) if self.pattern else self.rule.arity
 
     @property
     def index_operand(self) -> int | None:
         """Position of the sum that is read as integers, if any."""
-        return None if self.pattern else RULES[self.name].index_operand
+        return None if self.pattern else self.rule.index_operand
 
     @property
     def keeps_operand_shapes(self) -> bool:
         """Whether its sums have the shapes of what they read (contractions, gather, scatter, top_k)."""
-        return self.pattern is not None or RULES[self.name].keeps_operand_shapes
+        return self.pattern is not None or self.rule.keeps_operand_shapes
 
     def __call__(self, *sums: Tensor) -> Tensor:
         if self.pattern:
             return torch.einsum(_with_batch(self.pattern), *sums)
-        more = () if self.argument is None else (self.argument,)
-        return RULES[self.name].function(*sums, *more)
+        more = self.numbers if self.argument is None else (self.argument,)
+        return self.rule.function(*sums, *more)
 
     def __str__(self) -> str:
         if self.pattern:
             return f'"{self.pattern}"'
+        if self.numbers:
+            return f"{self.name}({' '.join(map(str, self.numbers))})"
         return self.name if self.argument is None else f"{self.name}({self.argument})"
 
 
-def make_join(value: "Join | str") -> Join:
+def make_join(value: "Join | Opaque | str") -> "Join | Opaque":
     """A join from its text: a name, a name with an argument, or an einsum pattern."""
-    if isinstance(value, Join):
+    if isinstance(value, Join | Opaque):
         return value
+    if value.startswith("opaque "):
+        raise ProgramError(f"join {value}: a function is not kept in text; convert the module again")
     text = value.strip().strip('"')
     if "->" in text:
         return Join("einsum", pattern=" ".join(text.split()))
+    if match := re.fullmatch(r"(\w+)\((\d+(?: \d+)+)\)", text):
+        return Join(match[1], numbers=tuple(int(word) for word in match[2].split()))
     match = re.fullmatch(r"(\w+)(?:\((\d+)\))?", text)
     if match is None:
         raise ProgramError(f"join {value!r}: a name, a name with an integer, or 'a b, c b -> a c' was needed")

@@ -5,7 +5,7 @@ buffers, each once. The module keeps a plan made of data: no tensor, no closure.
 .to(), deepcopy, state_dict, FSDP and functional_call, and ties stay ties.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -57,12 +57,12 @@ def _free_name(words: list[str], taken: Mapping[str, Tensor], rooms: set[str]) -
     for k in range(1, len(words)):
         if ".".join(words[:k]) in taken:
             words = [*words[: k - 1], _number(words[: k - 1], words[k - 1], taken), *words[k:]]
-    return ".".join([*words[:-1], _number(words[:-1], words[-1], {**taken, **dict.fromkeys(rooms)})])
+    return ".".join([*words[:-1], _number(words[:-1], words[-1], taken, rooms)])
 
 
-def _number(before: list[str], word: str, taken: Mapping[str, Tensor | None]) -> str:
+def _number(before: list[str], word: str, *taken: Collection[str]) -> str:
     number, candidate = 2, word
-    while ".".join([*before, candidate]) in taken:
+    while any(".".join([*before, candidate]) in names for names in taken):
         number, candidate = number + 1, f"{word}_{number}"
     return candidate
 
@@ -111,6 +111,8 @@ def _room(module: nn.Module, path: tuple[str, ...]) -> nn.Module:
 def _register(place: nn.Module, name: str, tensor: Tensor) -> None:
     if isinstance(tensor, nn.Parameter):
         place.register_parameter(name, tensor)
+    elif isinstance(tensor, nn.Buffer):  # a number of the source that is not trained
+        place.register_buffer(name, tensor)
     elif tensor.is_floating_point():
         place.register_parameter(name, nn.Parameter(tensor.detach()))
     else:

@@ -11,6 +11,7 @@ from onematrix.programs.run import Run
 from onematrix.programs.wiring import Wire
 from onematrix.structures.base import Structure
 from onematrix.structures.dense import Dense
+from onematrix.structures.embedding import Embedding
 from onematrix.structures.identity import Identity
 
 
@@ -32,7 +33,9 @@ def apply_wire(wire: Wire, value: Tensor, run: Run) -> Tensor:
 
 def _pick(structure: Structure, value: Tensor) -> Tensor:
     """The columns of a dense matrix the integers name."""
-    assert isinstance(structure, Dense), "only a dense block embeds"
+    if isinstance(structure, Embedding):
+        return structure.pick(value)
+    assert isinstance(structure, Dense), "only dense blocks and embeddings embed"
     return functional.embedding(value, structure.weight.mT)
 
 
@@ -46,11 +49,11 @@ def _shaped(out: Tensor, wire: Wire, run: Run) -> Tensor:
 
 def _product(wire: Wire, x: Tensor, run: Run) -> Tensor:
     structure = run.structures[wire.slot]
-    if wire.kind is Identity or (run.literal and not x.is_floating_point()):
-        return x if wire.kind is Identity else structure.matmul(x)
+    if wire.kind is Identity:
+        return x
     if wire.named:
         structure = structure.at(**run.sizes)
-    if not run.literal:
+    if not run.literal or not x.is_floating_point():
         return structure.matmul(x)
     if wire.slot not in run.dense:
         run.dense[wire.slot] = structure.to_dense(torch.float64)

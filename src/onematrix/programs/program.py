@@ -10,6 +10,7 @@ from torch import Tensor
 from onematrix.errors import DTypeError, ProgramError
 from onematrix.programs.block_matrix import Block, BlockMatrix
 from onematrix.programs.flow import check_flow
+from onematrix.programs.opaque import Opaque
 from onematrix.programs.ownership import name_leaves
 from onematrix.programs.part import ONE, Part, check_name, make_part
 from onematrix.programs.schedule import Loop, Node, Seq, Step, blocks_of, merge_parts, walk
@@ -29,6 +30,7 @@ class Program:
     parts: further parts, for those no block matrix declares. Attribute `parameters`: name → tensor, each
     tensor once; two blocks over one tensor are tied. Programs are equal when their texts are equal and
     their tensors are the same objects.
+    source_names: for a converted module, name in `parameters` → name in the module.
     Raises ProgramError (unknown or duplicate parts, undefined reads, unwritten outputs), ShapeError,
     DTypeError (parameters of several dtypes).
 
@@ -62,6 +64,7 @@ class Program:
         self.structures, self.parameters = self._collect()
         self.dtype = self._common_dtype()
         self.wiring = wire_schedule(schedule, self.parts, self.structures)
+        self.source_names: dict[str, str] = {}
 
     def _check_names(self) -> None:
         for role, names in (("input", self.inputs), ("output", self.outputs)):
@@ -104,6 +107,18 @@ class Program:
     def steps(self) -> list[Step]:
         """The steps of the schedule, in order; a loop's body once."""
         return [node for node in walk(self.schedule) if isinstance(node, Step)]
+
+    def opaque(self) -> dict[str, Opaque]:
+        """Part → the function that writes it, with its name and reason, for every row no equation covers."""
+        rows = [row for step in self.steps() for row in step.rows]
+        return {row.part: row.join for row in rows if isinstance(row.join, Opaque)}
+
+    @property
+    def couples_batch(self) -> bool:
+        """Whether some row mixes the samples of a batch."""
+        rows = [row for step in self.steps() for row in step.rows]
+        mixed = any(row.activation.rule.mixes == "batch" for row in rows)
+        return mixed or any(f.couples_batch for f in self.opaque().values())
 
     def free_sizes(self) -> set[str]:
         """Named sizes left free until run time."""

@@ -8,6 +8,7 @@ from onematrix.errors import ProgramError, ShapeError
 from onematrix.programs.activations import Activation, make_activation
 from onematrix.programs.block_matrix import Block, BlockMatrix, operand_shape
 from onematrix.programs.joins import Join, contraction_axes, make_join
+from onematrix.programs.opaque import Opaque
 from onematrix.programs.part import Part, check_size
 from onematrix.structures.sizes import Size
 
@@ -19,7 +20,7 @@ class Row:
     part: str
     sums: tuple[tuple[tuple[str, Block], ...], ...]
     activation: Activation
-    join: Join | None
+    join: Join | Opaque | None
 
     def reads(self) -> list[str]:
         """Input parts, each once."""
@@ -39,7 +40,7 @@ class Step:
         self,
         *matrices: BlockMatrix,
         activations: Mapping[str, str | Activation] | None = None,
-        joins: Mapping[str, str | Join] | None = None,
+        joins: Mapping[str, str | Join | Opaque] | None = None,
         rows: Sequence[str] | None = None,
     ) -> None:
         if not matrices:
@@ -66,11 +67,14 @@ class Step:
         for matrix in matrices:
             matrix.check_blocks(free=free)
         for row in self.rows:
-            if row.join is not None and row.join.pattern is not None:
+            if isinstance(row.join, Join) and row.join.pattern is not None:
                 _check_contraction(row, row.join, self.parts)
 
     def _make_row(
-        self, name: str, activations: Mapping[str, str | Activation], joins: Mapping[str, str | Join]
+        self,
+        name: str,
+        activations: Mapping[str, str | Activation],
+        joins: Mapping[str, str | Join | Opaque],
     ) -> Row:
         sums = [tuple(matrix.row(name)) for matrix in self.matrices]
         while len(sums) > 1 and not sums[-1]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import torch
+
 from onematrix.errors import ProgramError, ShapeError
 from onematrix.programs.block_matrix import Block, BlockMatrix, operand_shape
 from onematrix.programs.joins import Join
@@ -34,6 +36,8 @@ def _check_row(row: Row, parts: Parts) -> None:
         _check_operands(who, row, parts)
     if row.join is not None and row.join.name in ("gather", "scatter", "top_k"):
         _check_picking(who, row, row.join, parts)
+    elif row.join is not None and row.join.name == "one_hot":
+        _check_one_hot(who, row, parts)
     elif target.kind == "index":
         plain = row.activation.name == "identity" and row.join is None
         _check_index(who, row.sums[0] if plain else (), parts)
@@ -88,6 +92,18 @@ def _check_picking(who: str, row: Row, join: Join, parts: Parts) -> None:
             raise ShapeError(f"{who}: {join} of {values} by an index part {index} does not fit")
     if target.shape != needed:
         raise ShapeError(f"{who}: {join} gives {needed}, the part is {target.shape}")
+
+
+def _check_one_hot(who: str, row: Row, parts: Parts) -> None:
+    """one_hot: integers (…) → an index part (…, n)."""
+    column, block = row.sums[0][0]
+    source, target = parts[column], parts[row.part]
+    whole = source.dtype is not None and not getattr(torch, source.dtype).is_floating_point
+    if target.kind != "index" or not whole or operand_shape(who, block, source) != target.stored_shape:
+        raise ProgramError(
+            f"{who}: one_hot of {source.shape} {source.dtype} needs integers and an index part (…, n), "
+            f"the part is {target.shape} {target.kind}"
+        )
 
 
 def _index_operand(who: str, blocks: Blocks, join: Join, parts: Parts) -> tuple[Size, Size]:

@@ -32,6 +32,13 @@ def save(what: Program | nn.Module, folder: str | Path) -> Path:
     Raises OneMatrixError for other modules and for folders that cannot be written.
     """
     kind, program = _as_program(what)
+    if opaque := program.opaque():
+        name, function = next(iter(opaque.items()))
+        raise FormatError(
+            f"save: {len(opaque)} rows are functions no file can hold, first {name!r}: {function.name} "
+            f"({function.reason}); save the source module instead",
+            rows=list(opaque),
+        )
     folder = make_folder(folder)
     with replacing(folder / "model.safetensors") as temporary:
         # safetensors refuses tensors that share memory, as two views of one weight do

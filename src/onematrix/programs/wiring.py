@@ -11,10 +11,12 @@ from onematrix.programs.activations import Activation
 from onematrix.programs.block_matrix import Block, BlockMatrix, leading, operand_shape
 from onematrix.programs.flow import written
 from onematrix.programs.joins import Join
+from onematrix.programs.opaque import Opaque
 from onematrix.programs.part import Part
 from onematrix.programs.schedule import Loop, Node, Row, Seq, Step
 from onematrix.structures.base import Structure
 from onematrix.structures.dense import Dense
+from onematrix.structures.embedding import Embedding
 from onematrix.structures.identity import Identity
 from onematrix.structures.sizes import Size
 
@@ -58,7 +60,7 @@ class WiredRow:
     part: str
     sums: tuple[tuple[Wire, ...], ...]
     activation: Activation | None = None
-    join: Join | None = None
+    join: Join | Opaque | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,10 @@ class _Wirer:
             column,
             slot,
             classes=source.shape[-1] if index else None,
-            embeds=index and isinstance(a, Dense) and n == source.shape[-1] and kept == len(source.shape) - 1,
+            embeds=index
+            and isinstance(a, Dense | Embedding)
+            and n == source.shape[-1]
+            and kept == len(source.shape) - 1,
             kept=kept,
             flattens=len(source.shape) - kept != 1,
             spread=spread,

@@ -82,22 +82,45 @@ def multiply_sizes(*sizes: Size) -> Size:
     >>> multiply_sizes(2, "time", 8)
     '16 * time'
     """
+    if len(sizes) == 1:
+        return sizes[0]
     number, names = 1, []
     for size in sizes:
-        if isinstance(size, int):
-            number *= size
-        else:
-            factors = (
-                size.split(" * ") if "(" not in size and not re.search(r"[-+/]", size) else [f"({size})"]
-            )
-            for factor in factors:
-                if factor.strip().isdigit():
-                    number *= int(factor)
-                else:
-                    names.append(factor.strip())
+        for factor in [size] if isinstance(size, int) else _factors(size):
+            if isinstance(factor, int) or factor.isdigit():
+                number *= int(factor)
+            else:
+                names.append(factor)
     if not names or number == 0:
         return number
+    if number == 1 and len(names) == 1:
+        return names[0].removeprefix("(").removesuffix(")") if _is_sum(names[0][1:-1]) else names[0]
     return " * ".join(([str(number)] if number != 1 else []) + sorted(names))
+
+
+def _factors(size: str) -> list[str]:
+    """The factors of a product at its top level; a sum, difference or quotient is one factor in parentheses."""
+    if _is_sum(size):
+        return [f"({size})"]
+    factors, depth, held = [], 0, ""
+    for letter in size:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "*" and depth == 0:
+            factors.append(held.strip())
+            held = ""
+        else:
+            held += letter
+    return [*factors, held.strip()]
+
+
+def _is_sum(size: str) -> bool:
+    """Whether + - or // stands outside all parentheses."""
+    depth = 0
+    for letter in size:
+        depth += (letter == "(") - (letter == ")")
+        if letter in "+-/" and depth == 0:
+            return True
+    return False
 
 
 def check_budget(budget: float, who: str) -> Fraction:

@@ -1,0 +1,1 @@
+"""Converters: torch modules as programs."""

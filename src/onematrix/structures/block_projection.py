@@ -1,0 +1,211 @@
+"""The nearest member of the block-Kronecker family: every block rearranged, then truncated to its rank."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from onematrix.errors import BudgetError, FitError
+from onematrix.structures.base import Structure, below_minimum
+from onematrix.structures.factor_sizes import cannot_split, check_product, proper_divisors, spread
+from onematrix.structures.family_product import Factors
+from onematrix.structures.sizes import numbers_within
+
+CHUNK = 1 << 22  # numbers per batch of blocks, so that the copies in float64 stay small
+GRAM_FROM = 256  # blocks this large, kept to less than half their rank, go by the eigenvalues of their Gram
+SMALL = 1 << 14  # matrices up to so many numbers are tried with every split
+
+
+def truncate(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Best U V of a rank per block (K, p, q), √σ on either side, and the sum of the discarded σ², per block.
+
+    Large blocks kept to a small rank: eigenvectors of the Gram matrix, one power step, and the best
+    approximation within their span. A power step divides an error of the span by (σ_r ÷ σ_{r+1})², so a
+    block of that rank comes back to rounding.
+    """
+    if min(blocks.shape[1:]) < GRAM_FROM or 2 * rank > min(blocks.shape[1:]):
+        u, s, v = torch.linalg.svd(blocks, full_matrices=False)
+        half = s[:, None, :rank].sqrt()
+        return u[:, :, :rank] * half, half.mT * v[:, :rank], s[:, rank:].square().sum(-1)
+    if blocks.shape[1] > blocks.shape[2]:
+        left, right, rest = truncate(blocks.mT, rank)
+        return right.mT, left.mT, rest
+    span = torch.linalg.qr(blocks @ (blocks.mT @ _leading(blocks, rank))).Q
+    u, s, v = torch.linalg.svd(span.mT @ blocks, full_matrices=False)
+    half = s[:, None].sqrt()
+    rest = torch.stack([_outside(q, b) for q, b in zip(span, blocks, strict=True)])
+    return (span @ u) * half, half.mT * v, rest
+
+
+def _outside(span: Tensor, block: Tensor) -> Tensor:
+    """‖R − Q Qᵀ R‖² of one block, some columns at a time."""
+    parts = torch.split(block, max(1, CHUNK // (4 * len(block))), dim=1)
+    return torch.stack([(b - span @ (span.mT @ b)).square().sum() for b in parts]).sum()
+
+
+def _leading(blocks: Tensor, rank: int) -> Tensor:
+    """Leading eigenvectors of R Rᵀ per block, (K, p, rank); a single large one in the memory of its Gram."""
+    gram = blocks @ blocks.mT
+    if len(gram) > 1 or gram.device.type != "cpu":
+        every: Tensor = torch.linalg.eigh(gram).eigenvectors
+        return every[:, :, -rank:]
+    from scipy.linalg import eigh  # type: ignore[import-untyped]
+
+    p = gram.shape[1]
+    _, vectors = eigh(
+        gram[0].numpy().T, subset_by_index=[p - rank, p - 1], overwrite_a=True, check_finite=False
+    )
+    return torch.from_numpy(vectors.copy(order="C"))[None]
+
+
+def rearrange(dense: Tensor, factors: Factors) -> Tensor:
+    """R: (φ, γ, ε β, δ α) with R[f, g, (e, b), (d, a)] = W[(f, e, d), (g, b, a)].
+
+    A Kronecker product B ⊗ A becomes the rank-one matrix vec(B) vec(A)ᵀ: C. Van Loan, N. Pitsianis,
+    Linear Algebra for Large Scale and Real-Time Applications, 1993, theorem 2.1.
+    """
+    f = factors
+    parts = dense.reshape(-1, f.epsilon, f.delta, f.gamma, f.beta, f.alpha).permute(0, 3, 1, 4, 2, 5)
+    return parts.reshape(-1, f.gamma, f.epsilon * f.beta, f.delta * f.alpha)
+
+
+def project(
+    dense: Tensor, factors: Factors, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, float]:
+    """Left and right of the nearest member in the Frobenius norm, and the error Σ σ² it leaves.
+
+    O(φ γ) singular value decompositions of (ε β) × (δ α), in float64. Exact: the blocks share no number.
+    """
+    f, parts = factors, []
+    for blocks in _block_rows(dense, f):
+        u, v, rest = truncate(blocks, f.rank)
+        parts.append((u.to(dtype), v.to(dtype), rest))
+    u, v, rest = (torch.cat([part[i] for part in parts]) for i in range(3))
+    left = u.reshape(f.phi, f.gamma, f.epsilon, f.beta, f.rank).permute(0, 2, 3, 4, 1)
+    right = v.reshape(f.phi, f.gamma, f.rank, f.delta, f.alpha).permute(1, 0, 2, 3, 4)
+    return left.contiguous(), right.contiguous(), float(rest.sum())
+
+
+def _block_rows(dense: Tensor, f: Factors) -> Iterator[Tensor]:
+    """The rearranged blocks (K, ε β, δ α) in float64, some rows of blocks at a time."""
+    tall = f.epsilon * f.delta
+    step = max(1, CHUNK // (tall * f.shape[1]))
+    for i in range(0, f.phi, step):
+        yield rearrange(dense[i * tall : (i + step) * tall].detach(), f).flatten(0, 1).double()
+
+
+def discarded(dense: Tensor, factors: Factors) -> float:
+    """Σ σ² that `project` would leave, from singular values alone; for choosing among sizes."""
+    return sum(float(_squares(b)[:, : -factors.rank].sum()) for b in _block_rows(dense, factors))
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """‖a − b‖_F in float64, some rows at a time, so that no whole matrix is copied."""
+    step = max(1, CHUNK // a.shape[1])
+    rows = range(0, a.shape[0], step)
+    parts = [(a[i : i + step].double() - b[i : i + step].double()).square().sum() for i in rows]
+    return float(torch.stack(parts).sum().sqrt())
+
+
+def _squares(blocks: Tensor) -> Tensor:
+    """σ² per block, rising."""
+    if min(blocks.shape[1:]) < 64:
+        values: Tensor = torch.linalg.svdvals(blocks)
+        return values.flip(-1).square()
+    small = blocks @ blocks.mT if blocks.shape[1] <= blocks.shape[2] else blocks.mT @ blocks
+    found: Tensor
+    if len(small) > 1 or small.device.type != "cpu":
+        found = torch.linalg.eigvalsh(small)
+    else:
+        from scipy.linalg import eigvalsh
+
+        rising = eigvalsh(small[0].numpy().T, overwrite_a=True, check_finite=False)
+        found = torch.from_numpy(rising)[None]
+    return found.clamp(min=0)
+
+
+def family_candidates(m: int, n: int) -> list[Factors]:
+    """Grids and Kronecker products that split both sizes: those of Monarch, then those of a tensor train."""
+    return [*grid_candidates(m, n), *kronecker_candidates(m, n)]
+
+
+def grid_candidates(m: int, n: int) -> list[Factors]:
+    """β = δ = 1: φ × γ grids of blocks ε × α, the one nearest to √m × √n first."""
+    return _paired(m, n, lambda f, g: Factors(alpha=n // g, gamma=g, epsilon=m // f, phi=f))
+
+
+def kronecker_candidates(m: int, n: int) -> list[Factors]:
+    """φ = γ = 1: (ε × β) ⊗ (δ × α), the one nearest to square roots first."""
+    return _paired(m, n, lambda e, b: Factors(alpha=n // b, beta=b, delta=m // e, epsilon=e))
+
+
+def _paired(m: int, n: int, make: Callable[[int, int], Factors]) -> list[Factors]:
+    """Small sizes with every pair of divisors; large ones with pairs of like share, eight at most."""
+    rows, columns = proper_divisors(m), proper_divisors(n)
+    if m * n <= SMALL:
+        pairs = sorted(
+            ((r, c) for r in rows for c in columns),
+            key=lambda p: abs(math.log(p[0] ** 2 / m)) + abs(math.log(p[1] ** 2 / n)),
+        )
+        return [make(r, c) for r, c in pairs]
+    if not rows or not columns:
+        return []
+    return [make(r, _like_share(r, m, columns, n)) for r in spread(rows, 8)]
+
+
+def _like_share(r: int, m: int, columns: Sequence[int], n: int) -> int:
+    """The divisor of n whose share log_n is nearest to log_m r."""
+    share = math.log(r) / math.log(m)
+    return min(columns, key=lambda c: abs(math.log(c) / math.log(n) - share))
+
+
+def choose_factors(
+    cls: type[Structure],
+    shape: Sequence[int],
+    candidates: Sequence[Factors],
+    budget: float | None = None,
+    rank: int | None = None,
+    factors: Factors | Sequence[int] | None = None,
+    option: str = "factors=(alpha, beta, gamma, delta, epsilon, phi)",
+) -> list[Factors]:
+    """The sizes within the budget, each with the largest rank the budget allows; one when a rank is given.
+
+    Raises FitError when the sizes do not split or the rank is below 1, BudgetError when nothing is so small.
+    """
+    m, n = shape
+    if rank is not None and rank < 1:
+        raise FitError(f"{cls.name}: rank must be at least 1, got {rank}", got=rank)
+    if factors is not None:
+        fixed = factors if isinstance(factors, Factors) else Factors(*factors)
+        check_product(cls.name, "columns", (fixed.gamma, fixed.beta, fixed.alpha), n)
+        check_product(cls.name, "rows", (fixed.phi, fixed.epsilon, fixed.delta), m)
+        candidates = [fixed]
+        if isinstance(factors, Factors) and rank is None and budget is None:
+            rank = fixed.rank
+    if not candidates:
+        raise cannot_split(cls.name, m, n, option)
+    if rank is not None:
+        return [candidates[0].with_rank(rank)]
+    budget = 1.0 if budget is None else budget
+    allowed = numbers_within(budget, m, n, cls.name)
+    fitting = [
+        f.with_rank(allowed // f.with_rank(1).numbers())
+        for f in candidates
+        if f.with_rank(1).numbers() <= allowed
+    ]
+    if not fitting:
+        raise _too_large(cls, budget, candidates, m, n)
+    return fitting
+
+
+def _too_large(
+    cls: type[Structure], budget: float, candidates: Sequence[Factors], m: int, n: int
+) -> FitError | BudgetError:
+    f = min((f.with_rank(1) for f in candidates), key=lambda f: f.numbers())
+    what = f"rank 1 in a {f.phi}×{f.gamma} grid of blocks {f.epsilon * f.delta}×{f.beta * f.alpha}"
+    if f.numbers() > m * n:
+        return FitError(
+            f"{cls.name} {m}×{n}: {what} stores {f.numbers()} numbers, more than the {m * n} of dense"
+        )
+    return below_minimum(cls, budget, f.numbers(), m, n, what)

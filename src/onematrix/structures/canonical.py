@@ -1,0 +1,231 @@
+"""Canonical (CP) matrices: every row, read as a tensor over the modes of the input, is a sum of R products."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from onematrix.errors import FitError, ShapeError
+from onematrix.structures.base import Fit, Structure, below_minimum, check_dtypes, relative_error
+from onematrix.structures.block_projection import truncate
+from onematrix.structures.canonical_fit import fit_rows
+from onematrix.structures.dense import Dense
+from onematrix.structures.factor_sizes import cannot_split, check_product, prime_factors, split_evenly
+from onematrix.structures.sizes import Size, numbers_within
+from onematrix.structures.weighted_error import reduce_error
+
+
+@dataclass(frozen=True, eq=False)
+class Canonical(Structure):
+    """A[q, (p1 … pD)] = Σ_r W1[(q, r), p1] ⋯ WD[(q, r), pD] for n = P1 ⋯ PD. m R (P1 + … + PD) numbers.
+
+    The largest mode is contracted first, n m R multiply-adds, then the others one by one: fewer numbers
+    than dense, not less work.
+
+    >>> a = Canonical((Dense(torch.ones(6, 2)), Dense(torch.ones(6, 5))), 2)
+    >>> a.shape, a.multiply_adds()
+    ((3, 10), 72)
+    """
+
+    source = "K. Makantasis et al., arXiv:2104.05048, equation of the rank-R network"
+    composite = True
+    can_fit = True
+    can_random = True
+
+    modes: tuple[Dense, ...]  # W_d: (m R, P_d), rows in the order (q, r)
+    rank: int  # R
+
+    def check(self) -> None:
+        tall = [mode.fixed_shape[0] for mode in self.modes]
+        if self.rank < 1 or len(set(tall)) > 1 or tall[0] % self.rank:
+            raise ShapeError(
+                f"canonical: modes with m R rows each were needed, got rows {tall} and rank {self.rank}"
+            )
+
+    def _weights(self) -> list[Tensor]:
+        return [mode.weight for mode in self.modes]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """(P1, …, PD)."""
+        return tuple(mode.fixed_shape[1] for mode in self.modes)
+
+    @property
+    def shape(self) -> tuple[Size, Size]:
+        return self.modes[0].weight.shape[0] // self.rank, math.prod(self.sizes)
+
+    def exact_size(self) -> dict[str, Any]:
+        return {"modes": self.sizes, "rank": self.rank}
+
+    def learning_rate_scale(self) -> dict[str, float]:
+        """(n ÷ inputs of one sum) ÷ modes: the rule of arXiv:2406.06248 for chains; the source has none.
+
+        Mode d sums over P_d inputs, the one contracted last over R P_d.
+        """
+        n, count = math.prod(self.sizes), len(self.modes)
+        last = _order(self.sizes)[-1]
+        inputs = [size * (self.rank if d == last else 1) for d, size in enumerate(self.sizes)]
+        return {f"modes.{d}.weight": n / (count * each) for d, each in enumerate(inputs)}
+
+    def _to_dense(self) -> Tensor:
+        m, _ = self.fixed_shape
+        whole = self.modes[0].weight.new_ones(m * self.rank, 1)
+        for weight in self._weights():
+            whole = torch.einsum("qn,qp->qnp", whole, weight).flatten(1)
+        return whole.reshape(m, self.rank, whole.shape[1]).sum(1)
+
+    def _matmul(self, x: Tensor) -> Tensor:
+        weights = self._weights()
+        check_dtypes(self.name, weights[0], x)
+        m, sizes, r = weights[0].shape[0] // self.rank, self.sizes, self.rank
+        k = x.shape[:-1].numel()
+        first, *others = _order(sizes)
+        if not others:
+            many = x.reshape(k, sizes[0]).repeat(1, r)  # Σ_r W[(q, r)] x as one product
+            return (many @ weights[0].reshape(m, r * sizes[0]).mT).reshape(*x.shape[:-1], m)
+        left, right = math.prod(sizes[:first]), math.prod(sizes[first + 1 :])
+        rows = x.reshape(k, left, sizes[first], right).transpose(2, 3)
+        z = weights[first] @ rows.reshape(k * left * right, sizes[first]).mT  # (m R, k left right)
+        kept = [size for d, size in enumerate(sizes) if d != first]
+        for d in others[:-1]:
+            place = [e for e in range(len(sizes)) if e != first].index(d)
+            z = _contract(weights[d], z, k * math.prod(kept[:place]), math.prod(kept[place + 1 :]))
+            kept[place] = 1
+        last = sizes[others[-1]]
+        z = z.reshape(m, r, k, last).transpose(1, 2).reshape(m, k, r * last)
+        y = torch.bmm(z, weights[others[-1]].reshape(m, r * last, 1))  # (m, k, 1)
+        return y.reshape(m, k).mT.reshape(*x.shape[:-1], m)
+
+    def _rmatmul(self, y: Tensor) -> Tensor:
+        weights = self._weights()
+        check_dtypes(self.name, weights[0], y)
+        m, sizes = weights[0].shape[0] // self.rank, self.sizes
+        k = y.shape[:-1].numel()
+        first = _order(sizes)[0]
+        z = y.reshape(k, 1, m, 1).expand(k, 1, m, self.rank).reshape(k, 1, m * self.rank)
+        for d, weight in enumerate(weights):
+            if d != first:
+                z = (z.unsqueeze(2) * weight.mT).flatten(1, 2)  # (k, modes so far, m R)
+        left = math.prod(sizes[:first])
+        x = (z.reshape(-1, z.shape[2]) if z.numel() else z.flatten(0, 1)) @ weights[first]
+        x = x.reshape(k, left, math.prod(sizes[first + 1 :]), sizes[first]).transpose(2, 3)
+        return x.reshape(*y.shape[:-1], math.prod(sizes))
+
+    def multiply_adds(self) -> int:
+        rows, left = self.modes[0].weight.shape[0], math.prod(self.sizes)
+        total = 0
+        for d in _order(self.sizes):
+            total += rows * left
+            left //= self.sizes[d]
+        return total
+
+    @classmethod
+    def _fit(cls, dense: Tensor, gram: Tensor | None, **size: Any) -> Fit:
+        """Two modes: truncated singular values of every row, exact. More: alternating least squares per row.
+
+        Options: modes=(P1, …), rank=R, budget. With a gram the result is the start of a descent on the
+        weighted error.
+        """
+        m, n = dense.shape
+        modes, rank = _choose(cls, m, n, 2, **size)
+        found, rest = _nearest(cls, dense.detach().double(), modes, rank)
+        if gram is not None:
+            found = reduce_error(found, dense, gram)
+        a = cls(tuple(Dense(w.to(dense.dtype)) for w in found._weights()), rank)
+        total = float(dense.detach().double().norm())
+        known = gram is None and rest is not None
+        predicted = (rest**0.5 / total if total else 0.0) if known and rest is not None else None
+        return Fit(a, relative_error(a, dense, gram), predicted)
+
+    @classmethod
+    def random(
+        cls, m: int, n: int, budget: float = 1.0, generator: torch.Generator | None = None, **size: Any
+    ) -> Self:
+        """W_d ~ N(0, 1/P_d), the one contracted last N(0, 1/(R P_d)); the fewest modes the budget allows."""
+        most = len(prime_factors(n))
+        modes, rank = _choose(cls, m, n, max(most, 2), budget=None if "rank" in size else budget, **size)
+        last = _order(modes)[-1]
+        weights = []
+        for d, p in enumerate(modes):
+            inputs = p * (rank if d == last else 1)
+            weights.append(Dense(torch.randn(m * rank, p, generator=generator) / inputs**0.5))
+        return cls(tuple(weights), rank)
+
+    @classmethod
+    def examples(cls, generator: torch.Generator) -> Iterator[Self]:
+        for m, modes, rank in (
+            (1, (1,), 1),
+            (3, (2, 4), 2),
+            (2, (3, 2, 2), 1),
+            (2, (2, 3, 2), 2),
+            (4, (3,), 2),
+        ):
+            weights = [torch.randn(m * rank, p, generator=generator, dtype=torch.float64) for p in modes]
+            yield cls(tuple(Dense(w) for w in weights), rank)
+
+
+def _order(sizes: Sequence[int]) -> list[int]:
+    """Modes in the order they are contracted: the largest first, so that little is left for the others."""
+    return sorted(range(len(sizes)), key=lambda d: (-sizes[d], -d))
+
+
+def _contract(weight: Tensor, z: Tensor, before: int, after: int) -> Tensor:
+    """Σ_p W[q, p] z[q, (before, p, after)] per row q → (q, before after)."""
+    rows, p = weight.shape
+    parts = z.reshape(rows, before, p, after).transpose(2, 3).reshape(rows, before * after, p)
+    return torch.bmm(parts, weight.unsqueeze(2)).reshape(rows, before * after)
+
+
+def _nearest(
+    cls: type[Canonical], dense: Tensor, modes: tuple[int, ...], rank: int
+) -> tuple[Canonical, float | None]:
+    """The nearest member (float64) and Σ σ² it leaves; None where no theory tells the error."""
+    m = dense.shape[0]
+    if len(modes) == 1:
+        weights = [(dense / rank).repeat_interleave(rank, 0)]
+        return cls(tuple(Dense(w) for w in weights), rank), 0.0
+    if len(modes) == 2:
+        u, v, rest = truncate(dense.reshape(m, *modes), rank)
+        short = rank - u.shape[2]  # a rank above the sizes leaves the rest zero
+        u, v = (torch.nn.functional.pad(t, (0, 0, 0, short)) for t in (u.mT, v))
+        pair = (Dense(t.reshape(m * rank, -1).contiguous()) for t in (u, v))
+        return cls(tuple(pair), rank), float(rest.sum())
+    factors = fit_rows(dense.reshape(m, *modes), rank)
+    return cls(tuple(Dense(f.reshape(m * rank, -1).contiguous()) for f in factors), rank), None
+
+
+def _choose(
+    cls: type[Structure],
+    m: int,
+    n: int,
+    most: int,
+    budget: float | None = None,
+    rank: int | None = None,
+    modes: Sequence[int] | None = None,
+) -> tuple[tuple[int, ...], int]:
+    """Modes and rank: two even modes unless given, more (up to `most`) where the budget asks for it."""
+    if rank is not None and rank < 1:
+        raise FitError(f"canonical: rank must be at least 1, got {rank}", got=rank)
+    if modes is not None:
+        options = [check_product(cls.name, "modes", modes, n)]
+    else:
+        options = [s for count in range(2, most + 1) if 1 not in (s := split_evenly(n, count))]
+    if not options:
+        raise cannot_split(cls.name, m, n, "modes=(P1, …)")
+    if rank is not None:
+        return options[0], rank
+    budget = 1.0 if budget is None else budget
+    allowed = numbers_within(budget, m, n, cls.name)
+    for sizes in options:
+        if found := allowed // (m * sum(sizes)):
+            return sizes, min(found, max(1, n // max(sizes)))
+    least = min(options, key=sum)
+    what = f"rank 1 over modes {least}"
+    if m * sum(least) > m * n:
+        raise FitError(
+            f"canonical {m}×{n}: {what} stores {m * sum(least)} numbers, more than the {m * n} of dense"
+        )
+    raise below_minimum(cls, budget, m * sum(least), m, n, what)

@@ -1,0 +1,219 @@
+"""Sizes of the axes of a definition within a budget, and the fit of its cores."""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from torch import Tensor
+
+from onematrix.errors import BudgetError, FitError
+from onematrix.structures.base import round_up
+from onematrix.structures.definition_pattern import Pattern
+from onematrix.structures.multilinear import Kernel, LeastSquares
+from onematrix.structures.multilinear_fit import Search, fit_form
+from onematrix.structures.sizes import numbers_within
+
+GRIDS = 3  # splits of the sides a fit tries
+MOST_SPLITS = 4000
+Sizes = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for: a budget, one rank for all rank axes, or sizes by axis. All may be None."""
+
+    budget: float | None = None
+    rank: int | None = None
+    sizes: Mapping[str, int] | None = None
+
+
+def stored_numbers(pattern: Pattern, sizes: Mapping[str, int]) -> int:
+    """Numbers in all cores."""
+    return sum(math.prod(sizes[axis] for axis in axes) for _, axes in pattern.cores)
+
+
+def rank_bound(pattern: Pattern, sizes: Mapping[str, int]) -> int:
+    """The least product of sizes of axes that leads from the rows to the columns: no member has a higher rank.
+
+    Each way to put the cores on the side of the rows or of the columns cuts the axes that both sides have;
+    for fixed values of these the matrix is an outer product. Cost 2^cores.
+    """
+    cores, best = [set(axes) for _, axes in pattern.cores], math.inf
+    for left in itertools.product((False, True), repeat=len(cores)):
+        sides: list[set[str]] = [set(pattern.columns), set(pattern.rows)]
+        for side, axes in zip(left, cores, strict=True):
+            sides[side] = sides[side] | axes
+        best = min(best, math.prod(sizes[axis] for axis in sides[0] & sides[1]))
+    return int(best)
+
+
+def choose_sizes(name: str, pattern: Pattern, m: int, n: int, wanted: Wanted) -> list[Sizes]:
+    """Sizes of every axis, the best guess first: highest rank bound, then most numbers, then evenest split.
+
+    A size of 1 is never taken for one of several axes of a side unless asked for: such a member would be of
+    another kind. Raises FitError where a side does not split, BudgetError below the smallest member.
+    """
+    fixed = dict(wanted.sizes or {})
+    _check_fixed(name, pattern, fixed)
+    splits = list(itertools.islice(_splits(name, pattern, m, n, fixed), MOST_SPLITS))
+    found = [sizes for split in splits if (sizes := _with_ranks(name, pattern, split, m, n, wanted))]
+    if not found:
+        raise _too_small(name, pattern, m, n, splits, wanted)
+    return sorted(found, key=lambda s: (-rank_bound(pattern, s), -stored_numbers(pattern, s), _spread(s)))
+
+
+def fit_cores(
+    pattern: Pattern, dense: Tensor, gram: Tensor | None, candidates: list[Sizes], search: Search
+) -> tuple[Sizes, list[Tensor]]:
+    """The cores of the candidate sizes with the least error; the time is divided among them."""
+    tried = candidates[:GRIDS]
+    best: tuple[float, Sizes, list[Tensor]] = (math.inf, candidates[0], [])
+    kernel = Kernel(pattern.form)
+    seconds = None if search.seconds is None else search.seconds / len(tried)
+    for sizes in tried:
+        letters = pattern.in_letters(sizes)
+        cores = fit_form(kernel, dense, letters, gram, Search(seconds, search.starts, search.seed))
+        shaped = dense.double().reshape([letters[c] for c in pattern.form.output])
+        least = LeastSquares(kernel, shaped, letters, None if gram is None else gram.double())
+        error = least.value(least.pack(cores))[0]
+        if error < best[0]:
+            best = (error, sizes, cores)
+    return best[1], best[2]
+
+
+def _check_fixed(name: str, pattern: Pattern, fixed: Mapping[str, int]) -> None:
+    if unknown := sorted(set(fixed) - set(pattern.axes)):
+        raise FitError(f"{name}: there is no axis {unknown[0]!r}; axes: {' '.join(pattern.axes)}")
+    for axis, size in fixed.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise FitError(f"{name}: the size of axis {axis!r} must be at least 1, got {size!r}")
+
+
+def _splits(name: str, pattern: Pattern, m: int, n: int, fixed: Mapping[str, int]) -> Iterator[Sizes]:
+    """Sizes of the axes of both sides."""
+    rows, columns = (
+        [dict(zip(axes, sizes, strict=True)) for sizes in factorisations(size, len(axes), axes, fixed)]
+        for axes, size in ((pattern.rows, m), (pattern.columns, n))
+    )
+    for axes, size, found in ((pattern.rows, m, rows), (pattern.columns, n, columns)):
+        if not found:
+            given = {axis: fixed[axis] for axis in axes if axis in fixed}
+            raise FitError(
+                f"{name} {m}×{n}: {size} is no product of {len(axes)} sizes ({' '.join(axes)}) of at least 2"
+                + (f" with {given}" if given else "")
+                + "; pad the matrix, or give sizes={'axis': 1, …} to leave an axis out",
+                size=size,
+            )
+    yield from ({**a, **b} for a, b in itertools.product(rows, columns))
+
+
+def factorisations(
+    size: int, count: int, axes: tuple[str, ...] = (), fixed: Mapping[str, int] | None = None
+) -> list[tuple[int, ...]]:
+    """Ordered products of so many sizes, each at least 2 unless it is the only one or fixed by axis.
+
+    >>> factorisations(12, 2)
+    [(2, 6), (3, 4), (4, 3), (6, 2)]
+    """
+    given = {axes.index(axis): s for axis, s in (fixed or {}).items() if axis in axes}
+    free = [place for place in range(count) if place not in given]
+    rest, taken = divmod(size, math.prod(given.values()))
+    if taken or (not free and rest != 1):
+        return []
+    least = 1 if count == 1 else 2
+    return [
+        tuple(given.get(place, 0) or found[free.index(place)] for place in range(count))
+        for found in _products(rest, len(free), least)
+    ]
+
+
+@functools.lru_cache(maxsize=4096)
+def _products(size: int, count: int, least: int) -> tuple[tuple[int, ...], ...]:
+    if count == 0:
+        return ((),) if size == 1 else ()
+    if count == 1:
+        return ((size,),) if size >= least else ()
+    first = [d for d in range(least, size + 1) if size % d == 0]
+    return tuple((d, *rest) for d in first for rest in _products(size // d, count - 1, least))
+
+
+def _with_ranks(name: str, pattern: Pattern, split: Sizes, m: int, n: int, wanted: Wanted) -> Sizes | None:
+    """The split with the largest ranks: all equal, then each in turn larger, within the budget and their use."""
+    fixed = wanted.sizes or {}
+    free = [axis for axis in pattern.ranks if axis not in fixed]
+    sizes = {**split, **{axis: fixed[axis] for axis in pattern.ranks if axis in fixed}}
+    if wanted.rank is not None:
+        return {**sizes, **dict.fromkeys(free, wanted.rank)}
+    most = m * n if wanted.budget is None and not free else numbers_within(wanted.budget or 1.0, m, n, name)
+    low = {**sizes, **dict.fromkeys(free, 1)}
+    if wanted.budget is None and not free:
+        return low
+    if stored_numbers(pattern, low) > most:
+        return None
+    for together in [free, *([axis] for axis in free if len(free) > 1)]:
+        low = _raise(pattern, low, together, most)
+    return low
+
+
+def _raise(pattern: Pattern, sizes: Sizes, axes: list[str], most: int) -> Sizes:
+    """The sizes with these axes grown by equal amounts as far as the budget and the use of each go."""
+    if not axes:
+        return sizes
+    bounds = {axis: useful_rank(pattern, sizes, axis) for axis in axes}
+
+    def grown(more: int) -> Sizes:
+        return {**sizes, **{axis: min(sizes[axis] + more, max(sizes[axis], bounds[axis])) for axis in axes}}
+
+    low, high = 0, max(bounds.values())
+    while low < high:
+        middle = (low + high + 1) // 2
+        if stored_numbers(pattern, grown(middle)) <= most:
+            low = middle
+        else:
+            high = middle - 1
+    return grown(low)
+
+
+def useful_rank(pattern: Pattern, sizes: Mapping[str, int], rank: str) -> int:
+    """A size of a rank axis beyond which it adds no matrices.
+
+    For every value of the axes shared with the rest, a core is a matrix with `rank` as one side: the other
+    side bounds it for two cores, and the product of all but the largest for more.
+    """
+    cores = [set(axes) for _, axes in pattern.cores if rank in axes]
+    others = []
+    for core in cores:
+        rest = set().union(*(c for c in cores if c is not core))
+        others.append(math.prod(sizes[axis] for axis in core - rest))
+    if len(cores) == 2:
+        return max(1, min(others))
+    shared = set().union(*(a & b for a, b in itertools.combinations(cores, 2))) - {rank}
+    return math.prod(sorted(others)[:-1]) * math.prod(sizes[axis] for axis in shared)
+
+
+def _spread(sizes: Mapping[str, int]) -> float:
+    """How uneven a split is; ranks do not count much, as they are what the budget leaves."""
+    logs = [math.log(size) for size in sizes.values()]
+    return max(logs) - min(logs)
+
+
+def _too_small(
+    name: str, pattern: Pattern, m: int, n: int, splits: list[Sizes], wanted: Wanted
+) -> BudgetError | FitError:
+    ranks = {axis: (wanted.sizes or {}).get(axis, 1) for axis in pattern.ranks}
+    least = min((stored_numbers(pattern, {**split, **ranks}), split) for split in splits)[0] if splits else 0
+    if wanted.budget is None or least > m * n:
+        return FitError(
+            f"{name} {m}×{n}: the smallest member stores {least} numbers, more than the {m * n} of dense",
+            needed=least,
+        )
+    smallest = round_up(Fraction(least, m * n))
+    return BudgetError(
+        f"{name} {m}×{n}: budget {wanted.budget:g} is below the smallest member ({least} numbers, "
+        f"E = {least / (m * n):.4g}); ask for budget={smallest!r} or more",
+        budget=wanted.budget,
+        smallest=smallest,
+    )

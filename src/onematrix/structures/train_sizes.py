@@ -1,0 +1,189 @@
+"""Sizes of a train of cores: how rows and columns split, and the ranks between neighbours."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from onematrix.errors import FitError, ShapeError
+from onematrix.structures.base import Structure, below_minimum
+from onematrix.structures.factor_sizes import cannot_split, check_product, split_evenly
+from onematrix.structures.sizes import numbers_within
+
+
+@dataclass(frozen=True)
+class TrainSizes:
+    """m = m1 … mc, n = n1 … nc, and the ranks (r0, …, rc) with r0 = rc = 1."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+
+Count = Callable[[TrainSizes], int]
+Limit = Callable[[tuple[int, ...], tuple[int, ...], int, int], int]
+
+
+def plain_limit(rows: tuple[int, ...], columns: tuple[int, ...], t: int, before: int) -> int:
+    """The largest r_t of use after r_(t−1): min(r_(t−1) m_t n_t, Π_{s > t} m_s n_s)."""
+    return min(before * rows[t - 1] * columns[t - 1], math.prod(rows[t:]) * math.prod(columns[t:]))
+
+
+def block_limit(rows: tuple[int, ...], columns: tuple[int, ...], t: int, before: int) -> int:
+    """The largest r_t of use after r_(t−1) between block cores: min(r_(t−1) n_t, Π_{s > t} m_s)."""
+    return min(before * columns[t - 1], math.prod(rows[t:]))
+
+
+def choose_train(
+    cls: type[Structure],
+    m: int,
+    n: int,
+    count_numbers: Count,
+    budget: float | None = None,
+    rank: int | Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
+    columns: Sequence[int] | None = None,
+    cores: int | None = None,
+    limit: Limit = plain_limit,
+) -> TrainSizes:
+    """The sizes asked for; splits that are not given are even ones, and a rank the largest in the budget.
+
+    Raises FitError when a size does not split or the factors do not fit, BudgetError below rank 1.
+    """
+    cores = cores or len(rows or columns or (1, 1))
+    split_rows = _split(cls, "rows", rows, m, cores, m, n)
+    split_columns = _split(cls, "columns", columns, n, cores, m, n)
+
+    def with_rank(r: int | Sequence[int]) -> TrainSizes:
+        asked = [r] * (cores - 1) if isinstance(r, int) else list(r)
+        if len(asked) != cores - 1 or any(a < 1 for a in asked):
+            raise FitError(f"{cls.name}: {cores} cores need {cores - 1} ranks of at least 1, got {r}", got=r)
+        ranks = [1]
+        for t, a in enumerate(asked):
+            ranks.append(min(a, limit(split_rows, split_columns, t + 1, ranks[-1])))
+        return TrainSizes(split_rows, split_columns, (*ranks, 1))
+
+    if rank is not None:
+        return with_rank(rank)
+    budget = 1.0 if budget is None else budget
+    allowed, smallest = numbers_within(budget, m, n, cls.name), count_numbers(with_rank(1))
+    if smallest > allowed:
+        what = f"rank 1 with rows {split_rows} and columns {split_columns}"
+        if smallest > m * n:
+            raise FitError(
+                f"{cls.name} {m}×{n}: {what} stores {smallest} numbers, more than the {m * n} of dense"
+            )
+        raise below_minimum(cls, budget, smallest, m, n, what)
+    return _largest(with_rank, count_numbers, allowed)
+
+
+def single_rank(name: str, rank: int | Sequence[int] | None) -> int | None:
+    """The one rank of a train of two cores, given as it is or as (r1,). Raises FitError for several."""
+    if rank is None or isinstance(rank, int):
+        return rank
+    if len(rank) != 1:
+        raise FitError(f"{name}: 2 cores need 1 rank, got {tuple(rank)}", got=tuple(rank))
+    return rank[0]
+
+
+def _largest(with_rank: Callable[[int], TrainSizes], count_numbers: Count, allowed: int) -> TrainSizes:
+    best = with_rank(1)
+    for r in range(2, allowed):
+        more = with_rank(r)
+        if more == best or count_numbers(more) > allowed:
+            return best
+        best = more
+    return best
+
+
+def _split(
+    cls: type[Structure], option: str, given: Sequence[int] | None, size: int, cores: int, m: int, n: int
+) -> tuple[int, ...]:
+    if given is not None:
+        found = check_product(cls.name, option, given, size)
+        if len(found) != cores:
+            raise FitError(f"{cls.name}: {cores} factors were needed for {option}, got {found}", needed=cores)
+        return found
+    found = split_evenly(size, cores)
+    if 1 in found:
+        raise cannot_split(cls.name, m, n, "rows=(…), columns=(…)")
+    return found
+
+
+def read_ranks(
+    name: str,
+    shapes: Sequence[tuple[int, int]],
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
+) -> tuple[int, ...]:
+    """(r0, …, rc) for cores that are (r(t−1) m_t) × (n_t r_t).
+
+    Raises ShapeError when the cores do not chain, with the core that does not.
+    """
+    check_counts(name, len(shapes), rows, columns)
+    ranks = [1]
+    for t, ((tall, wide), m, n) in enumerate(zip(shapes, rows, columns, strict=True)):
+        if tall != ranks[-1] * m or wide % n:
+            raise cannot_chain(name, t, (tall, wide), ranks[-1], m, n)
+        ranks.append(wide // n)
+    return check_last(name, ranks)
+
+
+def read_block_ranks(
+    name: str,
+    shapes: Sequence[tuple[int, int]],
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
+) -> tuple[int, ...]:
+    """(r0, …, rc) for cores of K_t blocks (m_t r_t) × (r(t−1) n_t) one below the other.
+
+    K_t = m1 … m(t−1) · n(t+1) … nc. Raises ShapeError when the cores do not chain.
+    """
+    check_counts(name, len(shapes), rows, columns)
+    ranks = [1]
+    for t, ((tall, wide), m, n) in enumerate(zip(shapes, rows, columns, strict=True)):
+        step = count_blocks(rows, columns, t) * m
+        if wide != ranks[-1] * n or tall % step:
+            raise cannot_chain(name, t, (tall, wide), ranks[-1], m, n)
+        ranks.append(tall // step)
+    return check_last(name, ranks)
+
+
+def count_blocks(rows: tuple[int, ...], columns: tuple[int, ...], t: int) -> int:
+    """K_t for t from 0: m1 … mt · n(t+2) … nc."""
+    return math.prod(rows[:t]) * math.prod(columns[t + 1 :])
+
+
+def check_counts(name: str, cores: int, rows: tuple[int, ...], columns: tuple[int, ...]) -> None:
+    """Raises ShapeError unless there are as many cores as row factors and column factors."""
+    if not cores == len(rows) == len(columns):
+        raise ShapeError(
+            f"{name}: as many cores as factors were needed, got {cores} cores, "
+            f"{len(rows)} row factors, {len(columns)} column factors"
+        )
+
+
+def cannot_chain(name: str, t: int, shape: tuple[int, int], rank: int, m: int, n: int) -> ShapeError:
+    """The error for a core that does not fit the rank before it and its factors."""
+    return ShapeError(
+        f"{name}: core {t} is {shape[0]}×{shape[1]}, which does not fit rank {rank}, "
+        f"row factor {m} and column factor {n}",
+        core=t,
+    )
+
+
+def check_last(name: str, ranks: list[int]) -> tuple[int, ...]:
+    """The ranks. Raises ShapeError unless the last is 1."""
+    if ranks[-1] != 1:
+        raise ShapeError(f"{name}: the last rank must be 1, got {ranks[-1]}", got=ranks[-1])
+    return tuple(ranks)
+
+
+def balance(cores: Sequence[Tensor]) -> list[Tensor]:
+    """The same product with cores of equal root mean square, so that one learning rate suits all."""
+    sizes = [float(core.detach().square().mean().sqrt()) for core in cores]
+    if not all(sizes):
+        return list(cores)
+    mean = math.exp(sum(map(math.log, sizes)) / len(sizes))
+    return [core * (mean / size) for core, size in zip(cores, sizes, strict=True)]
