@@ -99,10 +99,10 @@ def test_sizes_out_of_range_are_named(dense):
 
 
 def test_unknown_structures_and_those_without_a_fit_are_named(dense):
-    with pytest.raises(FitError, match="no structure is called 'lowrank'; there are: .*block_diagonal"):
+    with pytest.raises(FitError, match=r"no structure is called 'lowrank'; there are: .*block_diagonal"):
         om.fit(dense, "lowrank", budget=0.5)
     with pytest.raises(
-        FitError, match="permutation cannot be fitted to a matrix; structures that can: .*block_sparse"
+        FitError, match=r"permutation cannot be fitted to a matrix; structures that can: .*block_sparse"
     ):
         om.fit(dense, "permutation", budget=0.5)
 
