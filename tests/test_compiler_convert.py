@@ -57,3 +57,15 @@ def test_convolutions_run_as_torchs_own_with_their_bias():
     text = om.compile(module.float(), torch.randn(2, *shape), measure=False, prove=False).text
     assert text.count("torch.conv2d(") == 2
     assert "_matmul" not in text.split("conv2d(")[1]
+
+
+def test_infinite_arguments_of_activations_are_numbers_in_the_code():
+    """A causal mask fills with −∞, which the code writes as Python does."""
+
+    class Causal(nn.Module):
+        def forward(self, x):
+            mask = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool).tril()
+            return torch.softmax(x.masked_fill(~mask, -torch.inf), -1)
+
+    x = torch.randn(2, 4, 4)
+    same(om.compile(Causal(), x, measure=False)(x), Causal()(x), rtol=1e-6, atol=1e-6)

@@ -1,5 +1,6 @@
 """The text of a compiled function, and the function it is."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,8 @@ class Emitted:
     def _run(self, text: str) -> dict[str, Any]:
         space: dict[str, Any] = {
             "torch": torch,
+            "inf": math.inf,  # as repr writes the arguments of activations
+            "nan": math.nan,
             "linear": functional.linear,
             "layer_norm": functional.layer_norm,
             "attend": functional.scaled_dot_product_attention,
