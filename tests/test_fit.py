@@ -112,7 +112,9 @@ def test_without_a_name_the_table_holds_every_structure_within_the_budget(dense)
     assert [row.error for row in table] == sorted(row.error for row in table)
     names = {row.name for row in table}
     assert {"low_rank", "csr", "csc", "masked", "block_sparse", "kronecker", "monarch", "blast"} <= names
-    assert not {"dense", "diagonal", "butterfly", "canonical"} & names, "none of these fits the budget or shape"
+    assert not {"dense", "diagonal", "butterfly", "canonical"} & names, (
+        "none of these fits the budget or shape"
+    )
     assert all(row.stored_numbers <= 48 for row in table)
     with pytest.raises(BudgetError):
         om.fit(dense, budget=2.0)

@@ -65,6 +65,7 @@ class _Converter:
         parameters = dict(module.named_parameters(remove_duplicate=False))
         buffers = dict(module.named_buffers(remove_duplicate=False))
         self.held: dict[str, Tensor] = {**exported.constants, **buffers, **parameters}
+        self.first = {id(t): n for n, t in [*module.named_buffers(), *module.named_parameters()]}  # of ties
         self.builder = Builder(_dtype(parameters.values(), exported))
         self.free = free
 
@@ -151,7 +152,8 @@ class _Converter:
         )
         for table in tables:
             if node.name in table:
-                return self._parameter(self.held[table[node.name]], table[node.name])
+                tensor = self.held[table[node.name]]
+                return self._parameter(tensor, self.first.get(id(tensor), table[node.name]))
         value = node.meta["val"]
         b, sizes = self.builder, [self.size(s) for s in value.shape]
         name = b.new_name(node.name)

@@ -64,7 +64,9 @@ def _export(
         star = next(p.name for p in signature if p.kind is p.VAR_POSITIONAL)
         fixed = [p.name for p in signature if p.kind is p.POSITIONAL_OR_KEYWORD][:positional]
         rest = [shapes[n] for n in names[len(fixed) : positional]]
-        dynamic = {n: shapes[n] for n in [*fixed, *names[positional:]]} | {star: tuple(rest)}
+        dynamic = {n: shapes[n] for n in [*fixed, *names[positional:]]} | (
+            {star: tuple(rest)} if rest else {}
+        )
     args, kwargs = tuple(values[:positional]), dict(zip(names[positional:], values[positional:], strict=True))
     with kept_whole(module):
         exported = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)

@@ -76,7 +76,7 @@ def kept_whole(module: nn.Module) -> Iterator[None]:
 
 def _replacement(layer: nn.Module, path: str) -> Callable[..., Any] | None:
     if isinstance(layer, nn.LSTM | nn.GRU | nn.RNN) and type(layer).forward in _NATIVE:
-        return lambda x, hx=None: _recurrent(layer, path, x, hx)
+        return lambda input, hx=None: _recurrent(layer, path, input, hx)  # the names export knows
     if _is_experts(layer):
         return lambda hidden_states, top_k_index, top_k_weights: experts(
             layer, hidden_states, top_k_index, top_k_weights

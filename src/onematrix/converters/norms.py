@@ -203,7 +203,9 @@ def weight_norm(b: Builder, result: Result, direction: Value, length: Value, dim
 
 
 @operator("_weight_norm_interface")
-def weight_norm_pair(b: Builder, result: Result, direction: Value, length: Value, dim: int = 0) -> list[Value]:
+def weight_norm_pair(
+    b: Builder, result: Result, direction: Value, length: Value, dim: int = 0
+) -> list[Value]:
     """v g ÷ ‖v‖, the norm over all dimensions but one."""
     dims = [i for i in range(direction.rank) if i != dim % direction.rank]
     plain = Result((), direction.dtype)

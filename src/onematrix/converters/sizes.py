@@ -108,5 +108,5 @@ def divide(a: Size, b: Size) -> Size | None:
     if a == b:
         return 1
     quotient = sympy.cancel(expression(a) / expression(b))
-    above, below = sympy.fraction(quotient)
+    above, below = sympy.fraction(sympy.together(quotient))
     return show(above) if below == 1 else None

@@ -59,7 +59,7 @@ def _clamp(x: Tensor, low: float, high: float) -> Tensor:
 def _root(x: Tensor) -> Tensor:
     """√x whose gradient at 0 is 0, as that of a norm."""
     zero = x == 0
-    return torch.where(zero, x, torch.sqrt(torch.where(zero, 1.0, x)))
+    return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, x)))
 
 
 def _batch_mean(x: Tensor) -> Tensor:

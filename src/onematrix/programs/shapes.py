@@ -34,7 +34,7 @@ def _check_row(row: Row, parts: Parts) -> None:
     _check_written(who, row.part, target)
     if row.join is not None and row.join.keeps_operand_shapes:
         _check_operands(who, row, parts)
-    if row.join is not None and row.join.name in ("gather", "scatter", "top_k"):
+    if isinstance(row.join, Join) and row.join.name in ("gather", "scatter", "top_k"):
         _check_picking(who, row, row.join, parts)
     elif row.join is not None and row.join.name == "one_hot":
         _check_one_hot(who, row, parts)

@@ -58,7 +58,10 @@ class Butterfly(Structure):
     can_fit = True
     can_random = True
 
-    cores: tuple[Dense, ...]  # factor t: K_t blocks (m_t k) × (n_t k), one below the other
+    # Factor t: K_t blocks (m_t k) × (n_t k), one below the other, in the order (i1 … i(t−1), jc … j(t+1)).
+    # Rows are (i_t, s'); columns are (j_1, s) in the first factor and (s, j_t) in the others, as the sums
+    # before them leave their results.
+    cores: tuple[Dense, ...]
     row_factors: str  # digits of the outputs, "m1 … mc"
     column_factors: str  # digits of the inputs, "n1 … nc"
     block: int  # k

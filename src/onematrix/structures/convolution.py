@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -104,7 +105,7 @@ class Convolution(Structure):
         if isinstance(size, int):
             return (size + more) // stride + 1
         if stride == 1:
-            return size if more == -1 else f"{size} {'-' if more < -1 else '+'} {abs(more + 1)}"
+            return _shifted(size, more + 1)
         return f"({size} {'-' if more < 0 else '+'} {abs(more)}) // {stride} + 1"
 
     @property
@@ -159,7 +160,8 @@ class Convolution(Structure):
         ).movedim(-1, 1)
         matrices = [self._taps(i).to(self.weight.device) for i in range(self.dimensions)]
         for tap in itertools.product(*map(range, kernel)):
-            term = grid[(slice(None), slice(None), *tap)]
+            index: tuple[slice | int, ...] = (slice(None), slice(None), *tap)
+            term = grid[index]
             for i, a in enumerate(tap):
                 term = torch.kron(term.contiguous(), matrices[i][a])
             dense = dense + term
@@ -239,6 +241,13 @@ class Convolution(Structure):
         yield cls(weight(1, 2, 3, 2), 4, 3, padding="1 1 0 1", mode="reflect")
         yield cls(weight(2, 1, 3), 4, padding="2 1", mode="circular")
         yield cls(weight(1, 1, 2, 2, 1), 2, 3, 2, padding="1 0 1 1 0 0", mode="replicate")
+
+
+def _shifted(size: str, number: int) -> str:
+    """size + number; a number the text ends in is taken together with it."""
+    if match := re.fullmatch(r"([^-+]*) ([+-]) (\d+)", size):
+        size, number = match[1], number + int(match[2] + match[3])
+    return f"{size} {'-' if number < 0 else '+'} {abs(number)}" if number else size
 
 
 def _integers(text: str, count: int, default: int) -> list[int]:

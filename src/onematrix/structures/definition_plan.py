@@ -37,6 +37,9 @@ class Stage:
     free: str
     into: tuple[int, ...]  # permutation of the state to batch, over, free
     core_into: tuple[int, ...]  # permutation of the core to batch, new, over
+    batch_sizes: tuple[int, ...]
+    new_sizes: tuple[int, ...]
+    counts: tuple[int, int, int]  # products of the sizes of batch, new and over
 
 
 @dataclass(frozen=True)
@@ -83,26 +86,24 @@ def apply(found: Plan, cores: Sequence[Tensor], x: Tensor) -> Tensor:
     """x: (..., inputs) → (..., outputs), stored vector by vector only where that needs no copy."""
     state = x.reshape(-1, *(found.sizes[c] for c in found.inputs))
     for stage in found.stages:
-        state = _run(found, stage, cores[stage.core], state)
+        state = _run(stage, cores[stage.core], state)
     outputs = state.permute(found.last).flatten(1)
     return outputs.reshape(-1) if x.dim() == 1 else outputs.reshape(*x.shape[:-1], outputs.shape[-1])
 
 
-def _run(found: Plan, stage: Stage, core: Tensor, state: Tensor) -> Tensor:
-    sizes, state = found.sizes, state.permute(stage.into)
+def _run(stage: Stage, core: Tensor, state: Tensor) -> Tensor:
+    state, core = state.permute(stage.into), core.permute(stage.core_into)
     axes = state.shape[len(stage.batch) + len(stage.over) :]
-    batch, new = [sizes[c] for c in stage.batch], [sizes[c] for c in stage.new]
-    core = core.permute(stage.core_into)
+    batch, new = stage.batch_sizes, stage.new_sizes
     if not stage.over:
         ones = [1] * len(stage.free)
         return core.reshape(*batch, *new, *ones) * state.reshape(*batch, *[1] * len(new), *axes)
-    over, vectors = found.count(stage.over), _numel(axes)
+    many, rows, over = stage.counts
+    vectors = _numel(axes)
     if not stage.batch:
-        out = torch.mm(core.reshape(-1, over), state.reshape(over, vectors))
+        out = torch.mm(core.reshape(rows, over), state.reshape(over, vectors))
     else:
-        many = found.count(stage.batch)
-        matrices = core.reshape(many, found.count(stage.new), over)
-        out = torch.bmm(matrices, state.reshape(many, over, vectors))
+        out = torch.bmm(core.reshape(many, rows, over), state.reshape(many, over, vectors))
     return out.reshape(*batch, *new, *axes)
 
 
@@ -162,7 +163,13 @@ def _lay_out(form: Form, order: Sequence[int], sizes: Mapping[str, int]) -> Plan
         chosen = best[len(batch) : len(best) - len(free)]
         into = tuple(memory.index(c) for c in batch + over + free)
         core_into = tuple(axes.index(c) for c in batch + chosen + over)
-        stages.append(Stage(core, batch, chosen, over, free, into, core_into))
+        groups = [tuple(sizes[c] for c in letters) for letters in (batch, chosen, over)]
+        many, rows, summed = map(math.prod, groups)
+        stages.append(
+            Stage(
+                core, batch, chosen, over, free, into, core_into, groups[0], groups[1], (many, rows, summed)
+            )
+        )
         memory = best
     last = tuple(memory.index(c) for c in VECTORS + form.rows)
     return Plan(tuple(stages), dict(sizes), form.columns, last)

@@ -45,16 +45,14 @@ class Factors:
         return self.beta * self.gamma * self.delta * self.phi * self.rank * (self.alpha + self.epsilon)
 
     def generic_rank(self) -> int:
-        """The rank of almost every member: the least of m, n and what either order of contraction lets through.
+        """The rank of almost every member, the least of m, n and what each order of contraction lets through.
 
-        With A first: γ β min(α, φ δ ρ) and φ δ min(ε, β γ ρ); with B first: γ α min(β, φ ε ρ) and
-        φ ε min(δ, α γ ρ), which are less where a Kronecker factor is wide and the other is tall.
+        With A first γ β min(α, φ δ ρ) and φ δ min(ε, β γ ρ); with B first γ α min(β, φ ε ρ), which is less
+        where one Kronecker factor is wide and the other is tall.
         """
         a, b, g, d, e, f, r = astuple(self)
         right_first = min(g * b * min(a, f * d * r), f * d * min(e, b * g * r))
-        left_first = min(g * a * min(b, f * e * r), f * e * min(d, a * g * r))
-        rank: int = min(*self.shape, right_first, left_first)
-        return rank
+        return int(min(*self.shape, right_first, g * a * min(b, f * e * r)))
 
     def exponents(self) -> tuple[float, float, float]:
         """(ω, ψ, ν) of a d × d member: multiply-adds ÷ numbers ~ d^ω, rank ~ d^ψ, multiply-adds ~ d^(2 − ν).

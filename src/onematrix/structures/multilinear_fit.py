@@ -24,6 +24,7 @@ ALIKE = 0.01  # two starts that end so close to each other end the search
 # First decay (in units of its scale), factor per stage, stages. On planted BLAST with ranks up to twice the
 # block size the first recovers nearly all; the slower second some of those that are left.
 SCHEDULES = ((0.03, 0.6, 12), (0.03, 0.75, 20), (0.045, 0.6, 13), (0.015, 0.6, 11))
+TWO_CORES = (0.01, 0.3, 5)  # low rank in blocks: no local minima but the least, and one start reaches it
 STAGE_STEPS, POLISH_STEPS = 60, 1000
 SMALL = 2**14  # numbers of a matrix for which float64 throughout costs nothing
 
@@ -71,16 +72,22 @@ class _Problem:
         dtype = torch.float64 if target.numel() <= SMALL else torch.float32
         weight = None if weight is None else weight.to(dtype)
         self.quick = LeastSquares(kernel, shaped.to(dtype), sizes, weight)
-        self.total = max(
-            self.exact.value(torch.zeros(sum(self.exact.counts), dtype=torch.float64))[0], 1e-300
-        )
+        flat = target.reshape(len(target), -1)
+        self.total = 0.5 * float(torch.sum(flat * (flat if weight is None else flat @ weight.double())))
         self.begin = time.perf_counter()
         self.end = math.inf if search.seconds is None else self.begin + search.seconds
         self.generator = torch.Generator().manual_seed(search.seed)
 
     def error(self, x: Tensor) -> float:
-        """Relative error in the norm of the fit."""
-        return math.sqrt(self.exact.value(x.double())[0] / self.total)
+        """Relative error in the norm of the fit; in float64 where float32 could not tell it from zero."""
+        error = self._error(self.quick, x)
+        return (
+            error if error > 1e-3 or self.quick.target.dtype == torch.float64 else self._error(self.exact, x)
+        )
+
+    def _error(self, least: LeastSquares, x: Tensor) -> float:
+        value = least.value(x.to(least.target.dtype))[0]
+        return math.sqrt(max(value, 0.0) / self.total) if self.total > 0 else 0.0
 
     def explore(self, given: Sequence[Cores]) -> tuple[Tensor, float]:
         """The best point of all starts, with its error."""
@@ -94,10 +101,11 @@ class _Problem:
     def ends(self, given: Sequence[Cores]) -> Iterator[Tensor]:
         """Where each start leads: the given ones as they are, then random ones, then the given ones improved."""
         yield from (self.exact.pack(cores) for cores in given)
-        for number in range(self.search.starts):
+        schedules = SCHEDULES if len(self.form.cores) > 2 else (TWO_CORES,)
+        for number in range(self.search.starts if len(schedules) > 1 else min(1, self.search.starts)):
             if number and time.perf_counter() > self.begin + 0.5 * (self.end - self.begin):
                 break
-            yield self.follow(*SCHEDULES[number % len(SCHEDULES)])
+            yield self.follow(*schedules[number % len(schedules)])
         for cores in given:
             if time.perf_counter() < self.begin + 0.75 * (self.end - self.begin):
                 yield self.descend(self.quick.pack([self.shake(c) for c in cores]), 2 * STAGE_STEPS)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import ShapeError
+from onematrix.structures.algebra import Transposed
 from onematrix.structures.base import Structure
 from onematrix.structures.dense import Dense
 from onematrix.structures.diagonal import Diagonal
 from onematrix.structures.identity import Identity, Ones
 from onematrix.structures.permutation import Selection
 from onematrix.structures.sizes import Size, multiply_sizes
+from onematrix.structures.window import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,9 @@ class PerAxis(Structure):
         dense = torch.ones(1, 1, dtype=torch.float64)
         for term in self.axes:
             entries = term.to_dense(torch.float64)
-            dense = torch.kron(dense.to(entries.device), entries)
+            (m, n), (p, q) = dense.shape, entries.shape
+            blocks = torch.einsum("ij,kl->ikjl", dense.to(entries.device), entries)
+            dense = blocks.reshape(m * p, n * q)  # torch.kron trips over strides
         rows = [t.fixed_shape[0] for t in self.axes]
         index = torch.arange(math.prod(rows), device=dense.device).reshape(rows)
         return dense[index.permute(self.places).reshape(-1)]
@@ -91,6 +95,7 @@ class PerAxis(Structure):
         yield cls((Identity(1),))
         yield cls((Identity(2), square, Ones(1, 2)), "2 0 1")
         yield cls((Ones(2, 1), Identity(3), Selection(torch.tensor([1, 1, 0]), 2)), "1 2 0")
+        yield cls((Transposed(Window(2, 4, 1)), Identity(2)))
         yield cls((Diagonal(torch.randn(3, generator=generator, dtype=torch.float64)), Identity(2)), "1 0")
 
 
