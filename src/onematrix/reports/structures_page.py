@@ -18,7 +18,7 @@ best member for a dense matrix, `om.Linear(structure)` a layer. The definition i
 
 
 def structures_table() -> Table:
-    """name, definition, what it can do, laws it is exempt from, source."""
+    """name, definition, what it can do, laws it is exempt from, source; of the library's own, not of `define`."""
     rows = [
         {
             "name": f"`{name}`",
@@ -31,6 +31,7 @@ def structures_table() -> Table:
             "source": cls.source,
         }
         for name, cls in list_structures().items()
+        if not hasattr(cls, "definition")
     ]
     return Table.from_rows(rows)
 
