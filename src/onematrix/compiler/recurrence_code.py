@@ -8,6 +8,7 @@ from onematrix.compiler.cells import Cell
 from onematrix.compiler.code import Var, size_text
 from onematrix.compiler.recurrences import Dense1, Elementwise
 from onematrix.compiler.rows import Rows
+from onematrix.kernels.assembled import assemble
 from onematrix.kernels.dense_loop import run_dense_loop
 from onematrix.kernels.elementwise_loop import run_elementwise_loop
 from onematrix.kernels.native_recurrence import native_gru, native_lstm
@@ -122,7 +123,7 @@ def _options(loop: Loop, rows: Rows, env: Env) -> str:
 
 
 def _weight(found: Dense1, rows: Rows) -> str:
-    """W, its blocks side by side and one above the other, zero where there is none."""
+    """W, put together from its blocks, zero where there is none."""
     code, count = rows.code, len(found.widths)
     lines = []
     for i in range(count):
@@ -133,8 +134,10 @@ def _weight(found: Dense1, rows: Rows) -> str:
             else:
                 like = rows.tensor(next(iter(found.blocks.values())))
                 blocks.append(code.first(f"{like}.new_zeros({found.widths[i]}, {found.widths[j]})"))
-        lines.append(blocks[0] if count == 1 else code.first(f"torch.cat([{', '.join(blocks)}], 1)"))
-    return lines[0] if count == 1 else code.first(f"torch.cat([{', '.join(lines)}], 0)")
+        lines.append(f"[{', '.join(blocks)}]")
+    if count == 1:
+        return rows.tensor(found.blocks[0, 0])
+    return code.first(f"{code.constant(assemble)}([{', '.join(lines)}])")
 
 
 def _inputs(found: Dense1, rows: Rows, env: Env, loop: Loop) -> str:
