@@ -2,11 +2,21 @@
 
 from dataclasses import fields, replace
 
+import torch
 from torch import Tensor, nn
 
-from onematrix.compiler.choice import Trial, cache_folder, cache_key, choose, remember, remembered
+from onematrix.compiler.choice import (
+    Trial,
+    cache_folder,
+    cache_key,
+    choose,
+    choose_source,
+    remember,
+    remembered,
+)
 from onematrix.compiler.form import Form
 from onematrix.compiler.module import Compiled
+from onematrix.compiler.native import agrees
 from onematrix.compiler.pipeline import Trace, lower
 from onematrix.compiler.proof import prove as prove_equal
 from onematrix.converters.conversion import convert
@@ -43,6 +53,7 @@ def compile(
     """
     if isinstance(program, Compiled):
         return program
+    source = program if isinstance(program, nn.Module) and not isinstance(program, Iterated) else None
     program = _program_of(program, inputs)
     trace, notes = Trace(), list[str]()
     lowered = lower(program, trace)
@@ -51,7 +62,7 @@ def compile(
     if inputs:
         compiled(*inputs)  # names what does not fit before anything is measured
     if inputs and measure and not implicit:
-        compiled = _measured(program, lowered, inputs, notes)
+        compiled = _measured(program, lowered, inputs, source, notes)
     if prove:
         exact_form = replace(
             compiled.form, implicit=False
@@ -62,24 +73,45 @@ def compile(
     return compiled
 
 
-def _measured(program: Program, lowered: Program, inputs: tuple[Tensor, ...], notes: list[str]) -> Compiled:
-    """The fastest form for these inputs, measured or remembered."""
-    key = cache_key(program, inputs, lowered.text())
+def _measured(
+    program: Program, lowered: Program, inputs: tuple[Tensor, ...], source: nn.Module | None, notes: list[str]
+) -> Compiled:
+    """The fastest form for these inputs, measured or remembered; the source module is one of them."""
+
+    def build(form: Form) -> Compiled:
+        return Compiled(program, lowered, form, source if form.native else None)
+
+    plain = build(Form())
+    known = _candidate(program, lowered, inputs, source, plain)
+    key = cache_key(program, inputs, f"{lowered.text()}{known}")
     found = remembered(cache_folder(), key)
     if isinstance(found, Form):
         notes.append("forms: remembered")
-        return Compiled(program, lowered, found)
+        return build(found)
     if isinstance(found, str):
         notes.append(found)
-    plain = Compiled(program, lowered)
     questions = [f.name for f in fields(Form) if f.default and _differs(program, lowered, plain, f.name)]
     trials: list[Trial] = []
     form = Form()
     if questions:
-        form, trials = choose(lambda f: Compiled(program, lowered, f), questions, inputs)
+        form, trials = choose(build, questions, inputs)
+    if known:
+        form, more = choose_source(form, build, inputs)
+        trials += more
     notes += [str(trial) for trial in trials]
     remember(cache_folder(), key, form)
-    return Compiled(program, lowered, form)
+    return build(form)
+
+
+def _candidate(
+    program: Program, lowered: Program, inputs: tuple[Tensor, ...], source: nn.Module | None, plain: Compiled
+) -> bool:
+    """Whether there is a source module that may run instead: same outputs, same gradients, no state."""
+    if source is None:
+        return False
+    native = Compiled(program, lowered, module=source).native
+    with torch.no_grad():
+        return native is not None and agrees(native, plain(*inputs), inputs)
 
 
 def _differs(program: Program, lowered: Program, plain: Compiled, question: str) -> bool:

@@ -10,6 +10,7 @@ class Form:
     merge: products of one value as one, where it has a free dimension. kernels: recurrences fused over their
     ticks. cells: torch's own LSTM and GRU. attend: torch's scaled dot product attention.
     implicit: loops until they stand still take the gradient of the point they stand at; asked for, not measured.
+    native: the module the program was converted from runs instead, where it was measured to be faster.
     """
 
     merge: bool = True
@@ -17,3 +18,4 @@ class Form:
     cells: bool = True
     attend: bool = True
     implicit: bool = False
+    native: bool = False
