@@ -18,7 +18,7 @@ def test_every_case_computes_what_its_peer_computes(number):
 
     torch.manual_seed(0)
     case = cases(16)[number]()
-    check(case, compile(case.program))
+    check(case, compile(case.program, *case.inputs, measure=False))
     assert all(min(shape) >= 1 for shape in case.products)
 
 
@@ -42,6 +42,7 @@ def test_rows_say_whether_the_target_is_met():
     assert not Line("a", "b", "forward", 1.1, 1.05, 1.2, 1.0, 2.0, 3.0).met
     assert "target 1.00 met" in str(line)
     assert "3.00 × floor" in str(line)
+    assert "2.000 MB" in str(Line("a", "b", "memory", 1.0, 1.0, 1.0, 1.1, 2.0, unit="MB"))
 
 
 def test_the_verb_writes_its_table_and_chart(tmp_path):
@@ -50,6 +51,20 @@ def test_the_verb_writes_its_table_and_chart(tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--only", "mlp 98", "--json"])
     assert result.exit_code == 0, result.output
     facts = json.loads((tmp_path / "compile.json").read_text())
-    assert [row["what"] for row in facts["rows"]] == ["forward", "gradients"]
+    assert [row["what"] for row in facts["rows"]] == ["forward", "gradients", "memory"]
     assert facts == json.loads(result.stdout)
     assert (tmp_path / "compile.svg").exists()
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    from onematrix.records.memory import peak_bytes
+
+    def at_once():
+        a, b = torch.ones(100_000), torch.ones(100_000)
+        return float((a + b).sum())
+
+    def in_turn():
+        return [float(torch.ones(100_000).sum()) for _ in range(5)]
+
+    assert 1_200_000 <= peak_bytes(at_once) < 1_300_000
+    assert 400_000 <= peak_bytes(in_turn) < 500_000

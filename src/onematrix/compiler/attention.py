@@ -3,8 +3,10 @@
 Only without a mask: where every key is masked the softmax is nan, and torch's kernel gives 0 instead.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from onematrix.compiler.products import unscaled
 from onematrix.programs.joins import contraction_axes
 from onematrix.programs.program import Program
 from onematrix.programs.wiring import Wired, WiredLoop, WiredRow, WiredSeq, WiredStep
@@ -99,3 +101,24 @@ def _match(result: WiredRow, rows: dict[str, WiredRow], uses: dict[str, int]) ->
         axes(v, key, e),
         axes(o, q, e),
     )
+
+
+def held_back(program: Program, found: Mapping[str, Attention], uses: Mapping[str, int]) -> dict[str, float]:
+    """Queries and keys that are a ratio times something for their attention alone, which takes the ratio itself."""
+    rows = {row.part: row for row in _rows(program.wiring)}
+    ratios: dict[str, float] = {}
+    for attention in found.values():
+        for name in scaled_parts(attention):
+            row = rows.get(name)
+            if row is None or row.join is not None or row.activation is not None or uses.get(name) != 1:
+                continue
+            common = {unscaled(program.structures[wire.slot])[0] for wire in row.sums[0]}
+            if len(common) == 1 and common != {1.0}:
+                ratios[name] = common.pop()
+    return ratios
+
+
+def scaled_parts(attention: Attention) -> list[str]:
+    """The parts of queries and keys, where they are read as they are."""
+    scores = attention.operands[0]
+    return [name for place in (0, 1) if (name := _passed(scores, place)) is not None]

@@ -17,7 +17,8 @@ class Var:
     parameter. fresh: made by the last line and read by nobody yet, so it may be written over. product: two
     expressions whose Hadamard product it is, not multiplied yet. merged: (variable, start, stop) when it is
     that slice of the last dimension of one product for several rows. norm: (expression, ε) when it is the
-    layer norm of that, not computed yet.
+    layer norm of that, not computed yet. view: fresh, but a view of what torch made, which autograd writes over at
+    the cost of copies.
     """
 
     text: str
@@ -27,6 +28,7 @@ class Var:
     product: tuple[str, str] | None = None
     merged: tuple[str, int, int] | None = None
     norm: tuple[str, float] | None = None
+    view: bool = False
 
 
 class Code:

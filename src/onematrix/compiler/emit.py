@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from onematrix.compiler.attention import find_attention
+from onematrix.compiler.attention import find_attention, held_back
 from onematrix.compiler.cells import find_cells
 from onematrix.compiler.code import Code, Var, shape_text, size_text
 from onematrix.compiler.emitted import Emitted
@@ -52,6 +52,7 @@ class _Emitter:
         self.form = form
         self.cells = find_cells(program, self.rows.uses) if form.cells else {}
         self.attention = find_attention(program, self.rows.uses) if form.attend else {}
+        self.rows.held_back = held_back(program, self.attention, self.rows.uses)
         self.within = {name for cell in self.cells.values() for name in cell.absorbed}
         self.within |= {name for attention in self.attention.values() for name in attention.inner}
 
@@ -94,6 +95,7 @@ class _Emitter:
             "batch": "in0.shape[0]",
             "device": "in0.device",
             "dtype": dtype,
+            "plain": "not torch.is_grad_enabled()",
             "run": "module._run(inputs, given, seed, first)",
         }
         return lines + [f"{name} = {text}" for name, text in asked.items() if re.search(rf"\b{name}\b", body)]

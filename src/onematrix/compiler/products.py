@@ -1,7 +1,7 @@
 """Code for products: one block times one value, constants, and merged products."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onematrix.compiler.code import Code, Var, shape_text, size_text
 from onematrix.compiler.form import Form
@@ -60,6 +60,7 @@ class Products:
         self.uses = _count_uses(program)
         self.merges, self.absorbed = plan_merges(program) if form.merge else ({}, set())
         self.made: dict[int, dict[int, Var]] = {}
+        self.held_back: dict[str, float] = {}  # parts whose ratio an attention multiplies its scores with
 
     # Tensors and structures.
 
@@ -148,12 +149,13 @@ class Products:
             out = times(ratio, f"linear({x}, {self.tensor(a.weight)}{bias})")
         else:
             out = times(ratio, f"{self.structure(a)}._matmul({x})")
+        grown = isinstance(a, Dense) and bool(wire.kept) and ratio == 1
         if wire.spread or wire.tail is not None:
             y = self.code.let(out).text
             kept = [size_text(size, self.sizes) for size in source.shape[: wire.kept]]
             tail = [f"{y}.shape[-1]"] if wire.tail is None else [size_text(t, self.sizes) for t in wire.tail]
             out = f"{y}.reshape({', '.join([f'{y}.shape[0]', *['1'] * wire.spread, *kept, *tail])})"
-        return self.code.let(out, value.single)
+        return replace(self.code.let(out, value.single), view=grown)
 
     def convolved(
         self, a: Convolution, x: str, ratio: float, wire: Wire, source: Part, terms: Terms

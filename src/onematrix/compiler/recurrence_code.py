@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import prod
 
-from onematrix.compiler.attention import Attention
+from onematrix.compiler.attention import Attention, scaled_parts
 from onematrix.compiler.cells import Cell
 from onematrix.compiler.code import Var, size_text
 from onematrix.compiler.recurrences import Dense1, Elementwise
@@ -57,7 +58,7 @@ def emit_cell(found: Cell, loop: Loop, starts: Mapping[str, str], rows: Rows, en
 
 
 def emit_attention(found: Attention, rows: Rows, env: Env) -> Var:
-    """softmax(Q Kᵀ) V; the factor of the scores stands in the queries already."""
+    """softmax(c Q Kᵀ) V, with c the ratios held back from queries and keys."""
     scores, result = found.operands
     code = rows.code
     q, k = (rows.text(rows.operand(wires, scores, env)) for wires in scores.sums)
@@ -71,7 +72,8 @@ def emit_attention(found: Attention, rows: Rows, env: Env) -> Var:
     batch, sequence, feature = found.output
     order = [*batch, sequence, feature]  # where each axis of the kernel's result belongs
     back = ", ".join(str(1 + order.index(axis)) for axis in range(len(order)))
-    return code.let(f"attend({', '.join(turned)}, scale=1.0).permute(0, {back})", fresh=False)
+    scale = prod(rows.held_back.get(name, 1.0) for name in scaled_parts(found))
+    return code.let(f"attend({', '.join(turned)}, scale={scale!r}).permute(0, {back})", fresh=False)
 
 
 def _biases(group: Sequence[object | None], found: Cell, rows: Rows) -> str:

@@ -1,6 +1,7 @@
 """Code for rows: sums of products, activations and joins, with as few calls as torch allows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from onematrix.compiler.code import Var, shape_text
 from onematrix.compiler.products import Products, Terms, times, unscaled
@@ -39,6 +40,8 @@ class Rows(Products):
 
     def activation(self, activation: Activation, value: Var) -> Var:
         name, x = activation.name, self.text(value)
+        if name in IN_PLACE and value.fresh and value.view:
+            return self.code.let(f"(torch.{IN_PLACE[name]} if plain else torch.{name})({x})", value.single)
         if name in IN_PLACE and value.fresh:
             return self.code.let(f"torch.{IN_PLACE[name]}({x})", value.single)
         if name in IN_PLACE or name in DIRECT:
@@ -76,7 +79,7 @@ class Rows(Products):
         terms = Terms()
         constants_first = sorted(wires, key=lambda wire: wire.column != ONE)
         for wire in constants_first:
-            self.sort(wire, part, terms, env)
+            self.sort(wire, part, terms, env, row.part in self.held_back)
         value = self.total(terms, part)
         if not any(w.spread for w in wires) or any(w.column != ONE and not w.spread for w in wires):
             return value
@@ -85,9 +88,12 @@ class Rows(Products):
             f"{x}.expand({x}.shape[0], {shape_text(part, self.sizes)})", value.single, True, False
         )
 
-    def sort(self, wire: Wire, part: Part, terms: Terms, env: dict[str, Var]) -> None:
-        """Put a wire where it belongs among the terms."""
+    def sort(
+        self, wire: Wire, part: Part, terms: Terms, env: dict[str, Var], held_back: bool = False
+    ) -> None:
+        """Put a wire where it belongs among the terms; without its ratio where that is held back."""
         ratio, a = unscaled(self.program.structures[wire.slot])
+        ratio = 1.0 if held_back else ratio
         if id(wire) in self.absorbed:
             return
         if id(wire) in self.merges:
@@ -166,7 +172,7 @@ class Rows(Products):
             if value is None:
                 bias = self.bias(terms, None) if ratio == 1 else ""
                 text = f"linear({x.text}, {weight}{bias})"
-                value = self.code.let(times(ratio, text), x.single)
+                value = replace(self.code.let(times(ratio, text), x.single), view=not flat and ratio == 1)
             elif flat:
                 turned = self.code.first(f"{weight}.t()")
                 alpha = "" if ratio == 1 else f", alpha={ratio!r}"

@@ -11,16 +11,21 @@ from onematrix.compiler.compilation import compile
 from onematrix.compiler.module import Compiled
 from onematrix.errors import VerificationError
 from onematrix.experiments.compile_cases import Case, cases
+from onematrix.records.memory import peak_bytes
 from onematrix.records.timing import Ratio, compare, time_call
 from onematrix.reports.figures import new_figure, save, targets
 
 TOLERANCE = 2e-4
+MEMORY = 1.10  # peak bytes of ours ÷ peer, forward and backward
 TICKS = (0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One measured row: seconds of ours ÷ peer with its 95 % interval, the target, and ours ÷ floor."""
+    """One measured row: seconds (or peak bytes) of ours ÷ peer, 95 % interval, target, and ours ÷ floor.
+
+    amount: of ours, in `unit` (ms or MB). floor: seconds of ours ÷ those of its matrix products; None for memory.
+    """
 
     case: str
     peer: str
@@ -29,8 +34,9 @@ class Line:
     low: float
     high: float
     target: float
-    milliseconds: float
-    floor: float
+    amount: float
+    floor: float | None = None
+    unit: str = "ms"
 
     @property
     def met(self) -> bool:
@@ -43,10 +49,10 @@ class Line:
 
     def __str__(self) -> str:
         verdict = "met" if self.met else "NOT met"
+        floor = f"{self.floor:6.2f} × floor" if self.floor is not None else " " * 14
         return (
-            f"{self.case:<52}{self.what:<10}{self.milliseconds:9.3f} ms{self.ratio:7.2f} "
-            f"[{self.low:.2f}, {self.high:.2f}]  target {self.target:.2f} {verdict:<8}"
-            f"{self.floor:6.2f} × floor   {self.peer}"
+            f"{self.case:<52}{self.what:<10}{self.amount:9.3f} {self.unit}{self.ratio:7.2f} "
+            f"[{self.low:.2f}, {self.high:.2f}]  target {self.target:.2f} {verdict:<8}{floor}   {self.peer}"
         )
 
 
@@ -67,7 +73,7 @@ def check(case: Case, ours: Compiled) -> None:
     inputs = [x.clone().requires_grad_() for x in case.inputs]
     mine, theirs = _first(ours(*inputs)), case.peer(*inputs)
     _close(f"{case.name}: output", mine, theirs)
-    a, b = (torch.autograd.grad(out.square().sum(), inputs[0])[0] for out in (mine, theirs))
+    a, b = (torch.autograd.grad(out.sin().sum(), inputs[0])[0] for out in (mine, theirs))
     _close(f"{case.name}: gradient of the input", a, b)
 
 
@@ -86,27 +92,42 @@ def _first(value: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 def _lines(case: Case, ours: Compiled, pairs: int) -> Iterator[Line]:
     parameters = [p for p in ours.parameters() if p.requires_grad]
+
+    def forward() -> object:
+        return ours(*case.inputs)
+
+    def gradients() -> object:
+        return _slopes(_first(ours(*case.inputs)), parameters)
+
+    def peer_gradients() -> object:
+        return _slopes(case.peer(*case.inputs), case.peer_parameters)
+
+    products, slopes = _products(case, False), _products(case, True)
     with torch.no_grad():
-        floor = _floor(case)
-        ratio = compare(lambda: ours(*case.inputs), lambda: case.peer(*case.inputs), pairs)
-        yield _line(case, "forward", ratio, case.targets[0], floor)
-    ratio = compare(
-        lambda: _slopes(_first(ours(*case.inputs)), parameters),
-        lambda: _slopes(case.peer(*case.inputs), case.peer_parameters),
-        pairs,
-    )
-    yield _line(case, "gradients", ratio, case.targets[1], 3 * floor)
+        floors = time_call(products), time_call(slopes)
+        ratio = compare(forward, lambda: case.peer(*case.inputs), pairs)
+        yield _line(case, "forward", ratio, case.targets[0], floors[0])
+        if case.floor_targets is not None:
+            ratio = compare(forward, products, pairs)
+            yield _line(case, "forward", ratio, case.floor_targets[0], floors[0], PRODUCTS)
+    yield _line(case, "gradients", compare(gradients, peer_gradients, pairs), case.targets[1], floors[1])
+    if case.floor_targets is not None:
+        ratio = compare(gradients, slopes, pairs)
+        yield _line(case, "gradients", ratio, case.floor_targets[1], floors[1], PRODUCTS)
+    peaks = peak_bytes(gradients), peak_bytes(peer_gradients)
+    memory = peaks[0] / peaks[1]
+    yield Line(case.name, case.peer_name, "memory", memory, memory, memory, MEMORY, peaks[0] / 1e6, unit="MB")
 
 
 def _slopes(output: Tensor, parameters: Sequence[Tensor]) -> None:
     torch.autograd.grad(output.square().sum(), list(parameters), allow_unused=True)
 
 
-def _line(case: Case, what: str, ratio: Ratio, target: float, floor: float) -> Line:
+def _line(case: Case, what: str, ratio: Ratio, target: float, floor: float, peer: str = "") -> Line:
     seconds = ratio.candidate_seconds
     return Line(
         case.name,
-        case.peer_name,
+        peer or case.peer_name,
         what,
         1 / ratio.median,
         1 / ratio.high,
@@ -117,21 +138,32 @@ def _line(case: Case, what: str, ratio: Ratio, target: float, floor: float) -> L
     )
 
 
-def _floor(case: Case) -> float:
-    """Seconds of the matrix products alone on prepared operands."""
-    different: dict[tuple[int, int, int], int] = {}
-    for shape in case.products:
-        different[shape] = different.get(shape, 0) + 1
-    return sum(count * time_call(_product(*shape)) for shape, count in different.items())
+PRODUCTS = "its matrix products"
 
 
-def _product(rows: int, inputs: int, outputs: int) -> Callable[[], Tensor]:
-    x, w, y = torch.randn(rows, inputs), torch.randn(inputs, outputs), torch.empty(rows, outputs)
-    return lambda: torch.mm(x, w, out=y)
+def _products(case: Case, gradients: bool) -> Callable[[], None]:
+    """The matrix products of a case alone, on prepared operands; with those of both gradients."""
+    different = dict.fromkeys(case.products)
+    work = []
+    for rows, inputs, outputs in different:
+        x, w, y = torch.randn(rows, inputs), torch.randn(inputs, outputs), torch.empty(rows, outputs)
+        work.append((x, w, y, torch.empty_like(x), torch.empty_like(w)))
+    counts = [case.products.count(shape) for shape in different]
+
+    def run() -> None:
+        for (x, w, y, dx, dw), count in zip(work, counts, strict=True):
+            for _ in range(count):
+                torch.mm(x, w, out=y)
+                if gradients:
+                    torch.mm(y, w.t(), out=dx)
+                    torch.mm(x.t(), y, out=dw)
+
+    return run
 
 
 def draw_lines(lines: Sequence[Line], path: Path) -> list[Path]:
     """A chart: per row the ratio with its interval, and the target as a bar across."""
+    lines = [line for line in lines if line.unit == "ms"]
     figure = new_figure(8.5, 0.6 + 0.24 * len(lines))
     axes = figure.add_axes((0.46, 0.1, 0.5, 0.86))
     for place, line in enumerate(reversed(lines)):
@@ -140,11 +172,13 @@ def draw_lines(lines: Sequence[Line], path: Path) -> list[Path]:
         axes.plot([line.ratio], [place], "o", color=colour, markersize=4)
         axes.plot([line.target] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1)
     axes.axvline(1.0, color="grey", linewidth=0.6)
-    axes.set_yticks(
-        range(len(lines)), [f"{line.case}: {line.what}" for line in reversed(lines)], fontsize=6.5
-    )
+    axes.set_yticks(range(len(lines)), [_label(line) for line in reversed(lines)], fontsize=6.5)
     axes.set_xscale("log")
     axes.minorticks_off()
     axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axes.set_xlabel("seconds of the compiled program ÷ peer (left is faster; black: target)")
     return save(figure, targets(path))
+
+
+def _label(line: Line) -> str:
+    return f"{line.case}: {line.what}" + (f" ÷ {PRODUCTS}" if line.peer == PRODUCTS else "")

@@ -21,17 +21,19 @@ Outputs = Tensor | tuple[Tensor, ...]
 class Case:
     """A program, what it is compared with, and the targets: seconds of ours ÷ peer, forward and with gradients.
 
-    products: (rows, inputs, outputs) of its matrix products: the floor is their time alone.
+    products: (rows, inputs, outputs) of its matrix products: the floor is their time alone. floor_targets: of
+    ours ÷ that time. A program may be a module, which is converted.
     """
 
     name: str
     peer_name: str
-    program: Program
+    program: Program | nn.Module
     peer: Callable[..., Tensor]
     peer_parameters: Sequence[Tensor]
     inputs: tuple[Tensor, ...]
     products: tuple[tuple[int, int, int], ...]
     targets: tuple[float, float]
+    floor_targets: tuple[float, float] | None = None
 
 
 def cases(scale: int = 1) -> list[Callable[[], Case]]:
@@ -56,6 +58,8 @@ def cases(scale: int = 1) -> list[Callable[[], Case]]:
         lambda: _inn(size(2500, 434, 434, 434, 10), 10, size(32)[0], (0.58, 0.52)),
         lambda: _encoder(64 // s, 4, *size(256, 32, 8)),
         lambda: _encoder(256 // s, 4, *size(1024, 64, 8)),
+        lambda: _convolutions(*size(16, 32), 32 // s),
+        lambda: _converted_encoder(64 // s, 4, *size(256, 32, 8)),
     ]
 
 
@@ -190,6 +194,7 @@ def _inn(widths: list[int], images: int, batch: int, targets: tuple[float, float
         (torch.randn(batch, images, widths[0]),),
         ((batch * images, widths[0], hidden), *[(batch, hidden, hidden)] * (ticks - 1)),
         targets,
+        (1.15, 1.25),
     )
 
 
@@ -206,3 +211,41 @@ def _encoder(width: int, heads: int, inner: int, ticks: int, batch: int) -> Case
         ((rows, width, 3 * width), (rows, width, width), (rows, width, inner), (rows, inner, width)),
         (1.02, 1.02),
     )
+
+
+def _convolutions(first: int, second: int, batch: int) -> Case:
+    module = nn.Sequential(
+        nn.Conv2d(3, first, 3, padding=1),
+        nn.BatchNorm2d(first),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(first, second, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(second, 10),
+    ).eval()
+    products = ((batch * 1024, 27, first), (batch * 256, 9 * first, second), (batch, second, 10))
+    return _converted(
+        f"conv net 3-{first}-{second}-10, 32 × 32, B {batch}", module, (3, 32, 32), batch, products
+    )
+
+
+def _converted_encoder(width: int, heads: int, inner: int, ticks: int, batch: int) -> Case:
+    module = nn.TransformerEncoderLayer(width, heads, inner, dropout=0.0, batch_first=True)
+    rows = batch * ticks
+    products = ((rows, width, 3 * width), (rows, width, width), (rows, width, inner), (rows, inner, width))
+    name = f"converted encoder layer {width}, T {ticks}, B {batch}"
+    return _converted(name, module, (ticks, width), batch, products)
+
+
+def _converted(
+    name: str,
+    module: nn.Module,
+    shape: tuple[int, ...],
+    batch: int,
+    products: tuple[tuple[int, int, int], ...],
+) -> Case:
+    x = torch.randn(batch, *shape)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return Case(name, "the module", module, module, parameters, (x,), products, (1.02, 1.02))
