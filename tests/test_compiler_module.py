@@ -1,6 +1,7 @@
 """om.compile(program): a module that computes what the interpreter computes, and behaves as modules do."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from torch import nn
 from torch.testing import assert_close
 
 import onematrix as om
+from onematrix.compiler.compilation import explanation
+from onematrix.compiler.form import Form
 from onematrix.compiler.module import Compiled
-from onematrix.compiler.pipeline import lower
+from onematrix.compiler.pipeline import Trace, lower
 from onematrix.compiler.proof import in_double, prove
 from onematrix.errors import CompileError, DTypeError, ProgramError, ShapeError
 from onematrix.networks import elman, lstm, mlp, sru
@@ -245,3 +248,15 @@ def test_in_double_keeps_ties():
     tied = in_double(program)
     assert tied.dtype == torch.float64
     assert tied.parameters.keys() == program.parameters.keys()
+
+
+def test_kernels_that_are_refused_say_why():
+    program = lstm(3, 4)
+    assert Compiled(program, lower(program)).notes == (), "torch's own LSTM runs it"
+    elementwise, dense = Compiled(program, lower(program), Form(cells=False)).notes
+    assert re.match(
+        r"loop over 'time': no elementwise recurrence: the dense block on '\w+' mixes", elementwise
+    )
+    assert dense == "loop over 'time': no dense recurrence: it computes other parts than those it carries"
+    refused = Compiled(program, lower(program), Form(cells=False))
+    assert dense in explanation(program, refused, Trace(), ["measured"]).splitlines()

@@ -122,3 +122,18 @@ def scaled_parts(attention: Attention) -> list[str]:
     """The parts of queries and keys, where they are read as they are."""
     scores = attention.operands[0]
     return [name for place in (0, 1) if (name := _passed(scores, place)) is not None]
+
+
+def refused_attention(program: Program, found: Mapping[str, Attention]) -> list[str]:
+    """Of every product with a softmax that is no attention of torch's kernel, a line."""
+    rows = {row.part: row for row in _rows(program.wiring)}
+    lines = []
+    for row in rows.values():
+        if _pattern(row) is None or row.part in found:
+            continue
+        weights = rows.get(_passed(row, 0) or "")
+        if weights is not None and weights.activation is not None and weights.activation.name == "softmax":
+            lines.append(
+                f"{row.part!r}: no attention kernel: its scores are masked, read elsewhere or of other axes"
+            )
+    return lines

@@ -120,7 +120,7 @@ def _differs(program: Program, lowered: Program, plain: Compiled, question: str)
 
 
 def explanation(program: Program, compiled: Compiled, trace: Trace, notes: list[str]) -> str:
-    """What each pass did, and products, multiply-adds and joined numbers before and after."""
+    """What each pass did, products, multiply-adds and joined numbers before and after, and what was refused."""
     sizes = dict.fromkeys(program.free_sizes(), 8)
     before, after = program.counts(**sizes).work, compiled.lowered.counts(**sizes).work
     fixed = ", ".join(f"{name} = {size}" for name, size in sizes.items())
@@ -131,7 +131,8 @@ def explanation(program: Program, compiled: Compiled, trace: Trace, notes: list[
     ]
     for what in ("products", "multiply_adds", "activated", "joined"):
         lines.append(f"{what.replace('_', '-'):<16}{getattr(before, what):>14,}{getattr(after, what):>14,}")
-    return "\n".join([*lines, *(["", *notes] if notes else [])])
+    found = [*compiled.notes, *notes]
+    return "\n".join([*lines, *(["", *found] if found else [])])
 
 
 def _program_of(value: object, inputs: tuple[Tensor, ...]) -> Program:

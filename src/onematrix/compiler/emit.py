@@ -3,16 +3,15 @@
 import re
 from collections.abc import Sequence
 
-import torch
-
-from onematrix.compiler.attention import find_attention, held_back
+from onematrix.compiler.attention import find_attention, held_back, refused_attention
 from onematrix.compiler.cells import find_cells
 from onematrix.compiler.code import Code, Var, shape_text, size_text
 from onematrix.compiler.emitted import Emitted
 from onematrix.compiler.form import Form
 from onematrix.compiler.recurrence_code import emit_attention, emit_cell, emit_dense, emit_elementwise
-from onematrix.compiler.recurrences import match_dense, match_elementwise
+from onematrix.compiler.recurrences import NoMatch, match_dense, match_elementwise
 from onematrix.compiler.rows import Rows
+from onematrix.compiler.ticks import hold, past_the_end
 from onematrix.programs.flow import parts_read, written
 from onematrix.programs.part import ONE, Part
 from onematrix.programs.program import Program
@@ -49,9 +48,10 @@ class _Emitter:
         self.rows = Rows(program, slots, names, self.code, self.sizes, form)
         self.handed: dict[str, str] = {}
         self.fixed = {ONE}  # parts the weights alone decide
-        self.form = form
+        self.form, self.notes = form, list[str]()
         self.cells = find_cells(program, self.rows.uses) if form.cells else {}
         self.attention = find_attention(program, self.rows.uses) if form.attend else {}
+        self.notes += refused_attention(program, self.attention) if form.attend else []
         self.rows.held_back = held_back(program, self.attention, self.rows.uses)
         self.within = {name for cell in self.cells.values() for name in cell.absorbed}
         self.within |= {name for attention in self.attention.values() for name in attention.inner}
@@ -70,7 +70,10 @@ class _Emitter:
         lines = [*self.entry("\n".join(body)), *body]
         text = "def forward(module, tables, inputs, given, seed, state, first):\n"
         return Emitted(
-            text + "".join(f"    {line}\n" for line in lines), self.code.constants, tuple(self.code.head)
+            text + "".join(f"    {line}\n" for line in lines),
+            self.code.constants,
+            tuple(self.code.head),
+            tuple(self.notes),
         )
 
     def entry(self, body: str) -> list[str]:
@@ -260,18 +263,32 @@ class _Emitter:
             return True
         if not self.form.kernels:
             return False
-        if (elementwise := match_elementwise(wired, self.program, self.rows)) is not None:
-            stacked, texts = emit_elementwise(elementwise, wired.loop, starts, self.rows, env)
-        elif (dense := match_dense(wired, self.program, self.rows)) is not None:
-            stacked, texts = emit_dense(dense, wired.loop, starts, self.rows, env)
-        else:
+        made = self.recurrence(wired, env, starts)
+        if made is None:
             return False
+        stacked, texts = made
         env.update(stacked)
         for name, text in zip(carried, texts, strict=True):
             env[name] = self.code.let(text, foreign=True, fresh=False)
             if outermost:
                 self.handed[name] = env[name].text
         return True
+
+    def recurrence(self, wired: WiredLoop, env: Env, starts: list[str]) -> tuple[Env, list[str]] | None:
+        """Stacked outputs and final values of an elementwise or dense recurrence; None, and why, where it is none."""
+        refused = []
+        try:
+            return emit_elementwise(
+                match_elementwise(wired, self.program, self.rows), wired.loop, starts, self.rows, env
+            )
+        except NoMatch as why:
+            refused.append(f"elementwise recurrence: {why}")
+        try:
+            return emit_dense(match_dense(wired, self.program, self.rows), wired.loop, starts, self.rows, env)
+        except NoMatch as why:
+            refused.append(f"dense recurrence: {why}")
+        self.notes += [f"loop over {wired.loop.over!r}: no {reason}" for reason in refused]
+        return None
 
     def first_state(self, wired: WiredLoop, env: Env, outermost: bool) -> dict[str, str]:
         """A variable per carried part, at what it starts as."""
@@ -354,25 +371,3 @@ class _Emitter:
 
     def _may_be_empty(self, loop: Loop) -> bool:
         return not isinstance(loop.length, int) or loop.length == 0
-
-
-def past_the_end(
-    series: tuple[torch.Tensor, ...], ticks: int, value: torch.Tensor, place: int, after: str, name: str
-) -> tuple[torch.Tensor, ...]:
-    """The ticks of a series, those past its end zero or the last one."""
-    more = ticks - len(series)
-    if more <= 0:
-        return series[:ticks]
-    if after == "zero":
-        return series + (value.new_zeros(*value.shape[:place], *value.shape[place + 1 :]),) * more
-    if not series:
-        from onematrix.errors import ShapeError
-
-        raise ShapeError(f"nothing to hold: {name!r} has no tick and {ticks} are asked")
-    return series + (series[-1],) * more
-
-
-def hold(counts: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """The new value where the sample counts, else the old one."""
-    mask = counts.reshape(counts.shape[0], *[1] * (new.dim() - 1))
-    return torch.where(mask if mask.dtype == torch.bool else mask != 0, new, old)

@@ -16,7 +16,9 @@ from onematrix.structures.tree import rebuild
 
 @dataclass(frozen=True)
 class Emitted:
-    """Text, the objects it names, and those of its lines that depend on the module's tensors alone.
+    """Text, the objects it names, those of its lines that depend on the module's tensors alone, and notes.
+
+    notes: of every kernel that was refused, why.
 
     The text comes from a checked program; nothing of it is read from a file.
     """
@@ -24,6 +26,7 @@ class Emitted:
     text: str
     constants: Mapping[str, object]
     head: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def function(self) -> Any:
         """forward, as `emit` describes it."""

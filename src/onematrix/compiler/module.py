@@ -131,6 +131,11 @@ class Compiled(nn.Module):
         """The code of forward."""
         return self._emitted[False].text
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why each kernel that was looked for was refused."""
+        return self._emitted[False].notes
+
     def extra_repr(self) -> str:
         """Inputs, outputs and sizes."""
         return repr(self._lowered)

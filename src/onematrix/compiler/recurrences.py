@@ -21,7 +21,7 @@ JOINS = {"hadamard": "mul", "maximum": "maximum", "minimum": "minimum", "divide"
 
 
 class NoMatch(Exception):
-    """The loop is not of the kind that was looked for."""
+    """The loop is not of the kind that was looked for; its text says why."""
 
 
 @dataclass
@@ -52,16 +52,16 @@ def rows_of(wired: Wired) -> list[WiredRow]:
         return list(wired.rows)
     if isinstance(wired, WiredSeq):
         return [row for child in wired.body for row in rows_of(child)]
-    raise NoMatch
+    raise NoMatch("there is a loop in it")
 
 
 def flat_width(part: Part) -> int:
     """n of a part of shape (n,). Raises NoMatch for any other."""
     if part.kind != "real" or part.dtype is not None or len(part.shape) != 1:
-        raise NoMatch
+        raise NoMatch(f"a part of shape {part.shape} and kind {part.kind} is no vector of real numbers")
     (n,) = part.shape
     if not isinstance(n, int):
-        raise NoMatch
+        raise NoMatch(f"the width {n!r} of a part is free")
     return n
 
 
@@ -70,20 +70,17 @@ def fed_series(wired: WiredLoop, program: Program) -> dict[str, str]:
     found = {}
     for row in wired.feeds:
         if len(row.sums[0]) != 1 or not row.sums[0][0].passes:
-            raise NoMatch
+            raise NoMatch(f"the feed of {row.part!r} is not one part as it is")
         column = row.sums[0][0].column
         if program.parts[column].shape != (wired.loop.over, flat_width(program.parts[row.part])):
-            raise NoMatch
+            raise NoMatch(f"{column!r} is not fed tick by tick")
         found[row.part] = column
     return found
 
 
-def match_elementwise(wired: WiredLoop, program: Program, rows: Rows) -> Elementwise | None:
-    """The loop as one elementwise recurrence; None where it is not."""
-    try:
-        return _Elementwise(wired, program, rows).found()
-    except NoMatch:
-        return None
+def match_elementwise(wired: WiredLoop, program: Program, rows: Rows) -> Elementwise:
+    """The loop as one elementwise recurrence. Raises NoMatch where it is not."""
+    return _Elementwise(wired, program, rows).found()
 
 
 @dataclass
@@ -97,12 +94,12 @@ class _Elementwise:
     def found(self) -> Elementwise:
         wired = self.wired
         if wired.loop.ticks is not None or not wired.carry or not wired.feeds:
-            raise NoMatch
+            raise NoMatch("it has a number of ticks of its own, or nothing is carried or fed")
         series = fed_series(wired, self.program)
         carried = [row.part for row in wired.carry]
         widths = {flat_width(self.program.parts[name]) for name in [*series, *carried]}
         if len(widths) != 1:
-            raise NoMatch
+            raise NoMatch(f"its parts have different widths {sorted(widths)}")
         (self.width,) = widths
         env: dict[str, tuple[str, int]] = {name: ("s", i) for i, name in enumerate(series)}
         env |= {name: ("c", i) for i, name in enumerate(carried)}
@@ -111,7 +108,7 @@ class _Elementwise:
         outputs = [(row.part, self.sum(row.sums[0], env)) for row in wired.outputs]
         for name, _ in outputs:
             if self.program.parts[name].shape != (wired.loop.length, self.width):
-                raise NoMatch
+                raise NoMatch(f"output {name!r} is not (ticks, {self.width})")
         carry = [self.sum(row.sums[0], env) for row in wired.carry]
         counts = {"s": len(series), "v": len(self.vectors), "c": len(carried)}
         bases = {"s": 0, "v": counts["s"], "c": counts["s"] + counts["v"], "r": sum(counts.values())}
@@ -131,17 +128,17 @@ class _Elementwise:
 
     def row(self, row: WiredRow, env: dict[str, tuple[str, int]]) -> tuple[str, int]:
         if flat_width(self.program.parts[row.part]) != self.width:
-            raise NoMatch
+            raise NoMatch(f"{row.part!r} is not {self.width} wide")
         sums = [self.sum(wires, env) for wires in row.sums]
         if row.activation is not None:
             if row.activation.name not in ACTIVATIONS:
-                raise NoMatch
+                raise NoMatch(f"activation {row.activation.name!r} of {row.part!r} is not elementwise")
             line = ("activation", sums[0], row.activation.name, *row.activation.arguments)
             sums[0] = self.line(*line)
         if row.join is None:
             return sums[0]
         if row.join.name not in JOINS:
-            raise NoMatch
+            raise NoMatch(f"join {row.join.name!r} of {row.part!r} is not elementwise")
         return self.line(JOINS[row.join.name], sums[0], sums[1])
 
     def line(self, *parts: object) -> tuple[str, int]:
@@ -156,18 +153,18 @@ class _Elementwise:
             if wire.column == ONE:
                 terms = Terms()
                 if not self.rows.constant(ratio, a, wire, Part((self.width,)), terms):
-                    raise NoMatch
+                    raise NoMatch(f"a constant of structure {a.name!r} is no vector")
                 number += terms.number
                 for constant in terms.vectors:
                     total = self.add(total, 1.0, self.vector(constant.flat))
                 continue
             if wire.column not in env or not (wire.passes or wire.plain):
-                raise NoMatch
+                raise NoMatch(f"{wire.column!r} is no vector of this tick")
             term = env[wire.column]
             if isinstance(a, Diagonal):
                 term = self.line("mul", term, self.vector(self.rows.tensor(a.vector)))
             elif not isinstance(a, Identity):
-                raise NoMatch
+                raise NoMatch(f"the {a.name} block on {wire.column!r} mixes features at every tick")
             if total is None and number and ratio == -1:
                 total, number = self.line("sub", self.line("constant", number), term), 0.0
             else:
@@ -194,26 +191,19 @@ def _steps(wired: Wired) -> list[WiredStep]:
         return [wired]
     if isinstance(wired, WiredSeq):
         return [step for child in wired.body for step in _steps(child)]
-    raise NoMatch
+    raise NoMatch("there is a loop in it")
 
 
-def match_dense(wired: WiredLoop, program: Program, rows: Rows) -> Dense1 | None:
-    """The loop as one dense recurrence; None where it is not."""
-    try:
-        return _dense(wired, program, rows)
-    except NoMatch:
-        return None
-
-
-def _dense(wired: WiredLoop, program: Program, rows: Rows) -> Dense1:
+def match_dense(wired: WiredLoop, program: Program, rows: Rows) -> Dense1:
+    """The loop as one dense recurrence. Raises NoMatch where it is not."""
     if wired.loop.valid is not None and wired.loop.ticks is not None:
-        raise NoMatch  # which ticks count past the end is for the loop to say
+        raise NoMatch("which ticks count past the end of its inputs is for the loop to say")
     series = fed_series(wired, program)
     body = {row.part: row for row in rows_of(wired.body)}
     carried = [row.part for row in wired.carry]
     made = [_passed(row) for row in wired.carry]
     if not carried or sorted(made) != sorted(body) or len(set(made)) != len(made):
-        raise NoMatch
+        raise NoMatch("it computes other parts than those it carries")
     found = Dense1([], {}, [], [], [], {})
     for i, name in enumerate(made):
         row = body[name]
@@ -224,13 +214,13 @@ def _dense(wired: WiredLoop, program: Program, rows: Rows) -> Dense1:
         for wire in row.sums[0]:
             _sort_dense(wire, i, found, series, carried, program, rows)
     if not found.blocks:
-        raise NoMatch
+        raise NoMatch("no dense block reads a carried part")
     for row in wired.outputs:
         if _passed(row) not in made:
-            raise NoMatch
+            raise NoMatch(f"output {row.part!r} is not a carried part")
         found.outputs[row.part] = made.index(_passed(row))
         if program.parts[row.part].shape != (wired.loop.length, found.widths[found.outputs[row.part]]):
-            raise NoMatch
+            raise NoMatch(f"output {row.part!r} is not (ticks, features)")
     return found
 
 
@@ -247,29 +237,31 @@ def _sort_dense(
     if wire.column == ONE:
         terms = Terms()
         if not rows.constant(ratio, a, wire, Part((found.widths[row],)), terms) or terms.number:
-            raise NoMatch
+            raise NoMatch(f"a constant of structure {a.name!r} is no vector")
         found.vectors[row] += [constant.flat for constant in terms.vectors]
     elif ratio != 1:
-        raise NoMatch
+        raise NoMatch(f"the block on {wire.column!r} has a factor {ratio:g}")
     elif wire.column in series and wire.passes:
         found.series[row].append(series[wire.column])
     elif wire.column in carried and wire.plain and isinstance(a, Dense):
         found.blocks[row, carried.index(wire.column)] = a.weight
     else:
-        raise NoMatch
+        raise NoMatch(f"the {a.name} block on {wire.column!r} is not dense")
 
 
 def _passed(row: WiredRow) -> str:
     if len(row.sums[0]) != 1 or not row.sums[0][0].passes:
-        raise NoMatch
+        raise NoMatch(f"{row.part!r} is not handed on as it is")
     return row.sums[0][0].column
 
 
 def _activation(row: WiredRow) -> str:
     if row.join is not None:
-        raise NoMatch
+        raise NoMatch(f"{row.part!r} joins two sums")
     if row.activation is None:
         return "identity"
     if row.activation.arguments or (row.activation.name != "softmax" and row.activation.rule.mixes != "none"):
-        raise NoMatch
+        raise NoMatch(
+            f"activation {row.activation.name!r} of {row.part!r} is neither elementwise nor softmax"
+        )
     return row.activation.name
