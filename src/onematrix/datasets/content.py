@@ -38,6 +38,38 @@ def read_chunks(path: str | Path) -> Iterator[bytes]:
         raise DataError(f"{path}: cannot be read ({error.strerror})", path=str(path)) from error
 
 
+def read_content(path: str | Path) -> bytes:
+    """The whole content of a file, unpacked. Raises DataError as `read_chunks`."""
+    return b"".join(read_chunks(path))
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text in UTF-8, without their line feeds; other line separators stay in the lines.
+
+    Raises DataError naming the file and the byte that is no UTF-8, and as `read_chunks`.
+    """
+    data = read_content(path)
+    try:
+        lines = data.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: UTF-8 text needed, got byte {data[error.start]:#04x} at {error.start}; "
+            "fetch the file again",
+            path=str(path),
+            position=error.start,
+        ) from error
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of the file's own bytes, hexadecimal, packed or not. Raises DataError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})", path=str(path)) from error
+
+
 def content_sha256(path: str | Path) -> str:
     """Hash of the content, hexadecimal: the same for a file and for any gzip of it."""
     digest = hashlib.sha256()

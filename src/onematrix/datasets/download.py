@@ -4,12 +4,12 @@ import http.client
 import os
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onematrix.datasets.content import content_sha256
+from onematrix.datasets.content import content_sha256, file_sha256
 from onematrix.errors import DataError, OneMatrixError
 from onematrix.records.files import make_folder, replacing
 
@@ -36,28 +36,35 @@ def make_cache_folder(folder: Path) -> None:
         ) from error
 
 
-def fetch(urls: str | Sequence[str], sha256: str, target: str, timeout_seconds: float = 30) -> Path:
+def fetch(
+    urls: str | Sequence[str],
+    sha256: str,
+    target: str,
+    timeout_seconds: float = 30,
+    unpacked: bool = True,
+) -> Path:
     """Path of the file `target` (relative to `cache_folder()`) whose content has the hash `sha256`.
 
-    A file that is there already, also without its .gz, is checked and used. Otherwise the addresses (http or
-    https) are tried in order; a progress bar shows on a terminal; the file appears under its name only when
-    it is complete and right. The hash is that of the unpacked content (`content_sha256`).
+    A file that is there already, also with or without a .gz, is checked and used. Otherwise the addresses
+    (http or https) are tried in order; a progress bar shows on a terminal; the file appears under its name
+    only when it is complete and right. The hash is that of the unpacked content (`content_sha256`), or with
+    `unpacked=False` that of the file as it is.
 
     Raises DataError: a file with another hash (expected, got), no address that answers (each reason, and
     where to put the file by hand), a folder that cannot be written to.
     """
     path = cache_folder() / target
-    for found in (path, path.with_suffix("") if path.suffix == ".gz" else path):
-        if found.exists():
-            _check(found, sha256, f"delete {found} and run again to download it")
-            return found
+    hashed = content_sha256 if unpacked else file_sha256
+    if found := _lying(path, unpacked):
+        _check(found, sha256, f"delete {found} and run again to download it", hashed)
+        return found
     make_cache_folder(path.parent)
     reasons = []
     for url in [urls] if isinstance(urls, str) else urls:
         try:
             with replacing(path) as temporary:
                 _receive(url, temporary, timeout_seconds)
-                _check(temporary, sha256, "try again, or take another mirror", name=url)
+                _check(temporary, sha256, "try again, or take another mirror", hashed, name=url)
             return path
         except (DataError, OSError, ValueError, http.client.HTTPException) as error:
             reasons.append(str(error) if isinstance(error, DataError) else f"{url}: {error}")
@@ -70,8 +77,36 @@ def fetch(urls: str | Sequence[str], sha256: str, target: str, timeout_seconds: 
     )
 
 
-def _check(path: Path, sha256: str, remedy: str, name: str | None = None) -> None:
-    got = content_sha256(path)
+def kept(target: str, sha256: str, official: str) -> Path:
+    """Path of a file of `cache_folder()` that no address offers in this form, its content checked.
+
+    Raises DataError: no such file, with `official` (where the data come from, and what the file holds), or a
+    file with another hash (expected, got).
+    """
+    path = cache_folder() / target
+    if found := _lying(path):
+        _check(found, sha256, f"put the right file there: {official}")
+        return found
+    raise DataError(
+        f"{path}: no such file; {official}. Set ONEMATRIX_DATA to the folder that holds {target}",
+        path=str(path),
+    )
+
+
+def _lying(path: Path, unpacked: bool = True) -> Path | None:
+    """The first of the file, the file without its .gz and the file with a .gz that exists."""
+    other = path.with_suffix("") if path.suffix == ".gz" else path.with_name(path.name + ".gz")
+    return next((found for found in (path, other if unpacked else path) if found.exists()), None)
+
+
+def _check(
+    path: Path,
+    sha256: str,
+    remedy: str,
+    hashed: Callable[[Path], str] = content_sha256,
+    name: str | None = None,
+) -> None:
+    got = hashed(path)
     if got != sha256:
         raise DataError(
             f"{name or path}: sha256 of the content should be {sha256}, got {got}; {remedy}",

@@ -1,4 +1,4 @@
-"""Labelled grey images: the source every task of this package is made from."""
+"""Labelled images, grey or in colour: the source every task on images is made from."""
 
 import hashlib
 from dataclasses import dataclass
@@ -25,18 +25,7 @@ class Images:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        _check_dtype("pixels", self.pixels, torch.uint8)
-        _check_dtype("labels", self.labels, torch.int64)
-        if self.pixels.ndim != 3 or 0 in self.pixels.shape:
-            came = tuple(self.pixels.shape)
-            raise ShapeError(f"Images: pixels must be (N, h, w), none of them 0, got {came}", got=came)
-        if self.labels.shape != self.pixels.shape[:1]:
-            needed, got = (len(self.pixels),), tuple(self.labels.shape)
-            raise ShapeError(
-                f"Images: one label per image needed, {needed}, got labels of shape {got}",
-                needed=needed,
-                got=got,
-            )
+        _check_form(self, ("N", "h", "w"))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,16 +36,69 @@ class Images:
 
     def sha256(self) -> str:
         """Hash of shape, pixels and labels."""
-        digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
-        for tensor in (self.pixels, self.labels):
-            digest.update(tensor.cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+        return _sha256(self.pixels, self.labels)
 
 
-def _check_dtype(name: str, tensor: Tensor, needed: torch.dtype) -> None:
+@dataclass(frozen=True, eq=False)
+class ColourImages:
+    """Red, green, blue images with one class each: pixels uint8 (N, 3, h, w); labels int64 (N,).
+
+    `source` says in words which images these are. Raises DTypeError or ShapeError as `Images`.
+
+    >>> len(ColourImages(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1])))
+    2
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _check_form(self, ("N", "3", "h", "w"))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Tensor) -> "ColourImages":
+        """The images at `indices` (int64 or bool), in that order."""
+        return ColourImages(self.pixels[indices], self.labels[indices], self.source)
+
+    def sha256(self) -> str:
+        """Hash of shape, pixels and labels."""
+        return _sha256(self.pixels, self.labels)
+
+
+def _sha256(pixels: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
+    for tensor in (pixels, labels):
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _check_form(images: Images | ColourImages, sizes: tuple[str, ...]) -> None:
+    who = type(images).__name__
+    _check_dtype(who, "pixels", images.pixels, torch.uint8)
+    _check_dtype(who, "labels", images.labels, torch.int64)
+    came = tuple(images.pixels.shape)
+    fits = len(came) == len(sizes) and all(str(n) == s for n, s in zip(came, sizes, strict=True) if s == "3")
+    if not fits or 0 in came:
+        raise ShapeError(
+            f"{who}: pixels must be ({', '.join(sizes)}), none of them 0, got {came}",
+            got=came,
+        )
+    if images.labels.shape != came[:1]:
+        got = tuple(images.labels.shape)
+        raise ShapeError(
+            f"{who}: one label per image needed, {came[:1]}, got labels of shape {got}",
+            needed=came[:1],
+            got=got,
+        )
+
+
+def _check_dtype(who: str, name: str, tensor: Tensor, needed: torch.dtype) -> None:
     if tensor.dtype != needed:
         raise DTypeError(
-            f"Images: {name} must be {needed}, got {tensor.dtype}; convert with .to({needed})",
+            f"{who}: {name} must be {needed}, got {tensor.dtype}; convert with .to({needed})",
             needed=needed,
             got=tensor.dtype,
         )
