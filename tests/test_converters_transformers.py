@@ -101,9 +101,11 @@ def test_families_convert_without_an_opaque_row(name):
     assert program.free_sizes() == (
         {"time", "time_2"} if name == "t5" else {"time"} if name in TOKENS else set()
     )
+    compiled = om.compile(program)
     for batch, time, other in ((1, 1, 1), (2, 12, 3)):
         xs = inputs(name, batch, time, other)
         same(om.interpret(program, *xs), model(*xs))
+        same(compiled(*xs), model(*xs))
     held = {id(t) for t in program.parameters.values() if isinstance(t, nn.Parameter)}
     named = {id(p): n for n, p in model.named_parameters()}
     assert held <= named.keys(), "a parameter has been copied"

@@ -227,8 +227,7 @@ class Products:
     def zeros_text(self, part: Part, batch: str) -> str:
         """The expression of zero in the shape of a part."""
         shape = ", ".join(filter(None, (batch, shape_text(part, self.sizes))))
-        dtype = "torch.int64" if part.kind == "index" else f"torch.{part.dtype}" if part.dtype else "dtype"
-        return f"torch.zeros({shape}, dtype={dtype}, device=device)"
+        return f"torch.zeros({shape}, dtype={dtype_text(part)}, device=device)"
 
     # Constants.
 
@@ -287,6 +286,11 @@ class Products:
         )
 
     # Adding up.
+
+
+def dtype_text(part: Part) -> str:
+    """The dtype a part is stored in: its own, or that of the run."""
+    return "torch.int64" if part.kind == "index" else f"torch.{part.dtype}" if part.dtype else "dtype"
 
 
 def times(ratio: float, text: str) -> str:

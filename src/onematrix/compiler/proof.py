@@ -22,7 +22,8 @@ def prove(program: Program, build: Callable[[Program], Run], sizes: Sequence[int
     """Raise CompileError where build(program) is not what the interpreter gives.
 
     Named sizes are as in `sizes`, batches 1 and 2; inputs are random, zero, and tied (rounded). Programs of up
-    to 5 million numbers are compared in float64 to 1e-9, outputs and gradients; larger ones in their dtype.
+    to 5 million numbers are compared in float64 to 1e-9, outputs and gradients; larger ones in their dtype, and
+    those that cast to a narrower dtype to its precision.
     """
     exact = in_double(program) if _numbers(program) <= NUMBERS else program
     run = build(exact)
@@ -41,17 +42,24 @@ def _compare(program: Program, run: Run, inputs: list[Tensor], sizes: dict[str, 
         wanted = _tuple(interpret(program, *inputs, seed=1, sizes=sizes))
     except OneMatrixError:
         return  # the program itself refuses such sizes
+    narrow = _narrowest(program)
     got = _tuple(run(*inputs, seed=1, sizes=sizes))
     for name, ours, theirs in zip(program.outputs, got, wanted, strict=True):
-        _check(f"output {name!r}, {kind} inputs", ours.detach(), theirs.detach())
+        _check(f"output {name!r}, {kind} inputs", ours.detach(), theirs.detach(), narrow)
     free = [x for x in inputs if x.requires_grad]
     free += [t for t in program.parameters.values() if t.requires_grad]
     pairs = zip(_slopes(got, free), _slopes(wanted, free), strict=True)
     for number, (ours, theirs) in enumerate(pairs):
-        _check(f"gradient {number} of {len(free)}, {kind} inputs", ours, theirs)
+        _check(f"gradient {number} of {len(free)}, {kind} inputs", ours, theirs, narrow)
 
 
-def _check(who: str, ours: Tensor, theirs: Tensor) -> None:
+def _narrowest(program: Program) -> float:
+    """The tolerance of the narrowest dtype a part of the program is cast to; 0 where none is."""
+    dtypes = {getattr(torch, part.dtype) for part in program.parts.values() if part.dtype}
+    return max((TOLERANCE[d] for d in dtypes if d in TOLERANCE), default=0.0)
+
+
+def _check(who: str, ours: Tensor, theirs: Tensor, narrow: float) -> None:
     if ours.shape != theirs.shape:
         raise CompileError(f"proof: {who}: shape {tuple(theirs.shape)} was needed, got {tuple(ours.shape)}")
     if not theirs.is_floating_point():
@@ -59,7 +67,7 @@ def _check(who: str, ours: Tensor, theirs: Tensor) -> None:
             raise CompileError(f"proof: {who}: integers differ")
         return
     scale = float(theirs[theirs.isfinite()].abs().max()) if bool(theirs.isfinite().any()) else 0.0
-    allowed = TOLERANCE.get(theirs.dtype, 1e-3) * max(1.0, scale)
+    allowed = max(narrow, TOLERANCE.get(theirs.dtype, 1e-3)) * max(1.0, scale)
     if not torch.allclose(ours.double(), theirs.double(), rtol=0, atol=allowed, equal_nan=True):
         worst = float((ours.double() - theirs.double()).abs().nan_to_num(math.inf).max())
         raise CompileError(

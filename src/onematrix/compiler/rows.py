@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from onematrix.compiler.code import Var, shape_text
-from onematrix.compiler.products import Products, Terms, times, unscaled
+from onematrix.compiler.products import Products, Terms, dtype_text, times, unscaled
 from onematrix.compiler.views import moves
 from onematrix.programs.activations import Activation
 from onematrix.programs.joins import Join, _with_batch
@@ -147,7 +147,7 @@ class Rows(Products):
                 value = self._let(f"{value.text} + {constant.shaped}", value.single)
         if value is None:
             shape = shape_text(part, self.sizes)
-            text = f"torch.full((1, {shape}), {terms.number!r}, dtype=dtype, device=device)"
+            text = f"torch.full((1, {shape}), {terms.number!r}, dtype={dtype_text(part)}, device=device)"
             return self.code.let(text, True, fresh=False)
         if terms.number:
             value = self._let(f"{value.text} + {terms.number!r}", value.single)
