@@ -260,3 +260,20 @@ def test_kernels_that_are_refused_say_why():
     assert dense == "loop over 'time': no dense recurrence: it computes other parts than those it carries"
     refused = Compiled(program, lower(program), Form(cells=False))
     assert dense in explanation(program, refused, Trace(), ["measured"]).splitlines()
+
+
+def test_numbers_on_several_devices_are_refused():
+    meta = nn.Parameter(torch.empty(2, 3, device="meta"))
+    program = mlp([4, 3, 2], [Dense(nn.Parameter(torch.ones(3, 4))), Dense(meta)], [None, None])
+    with pytest.raises(
+        CompileError, match=r"one device was needed, got 'blocks.x1.x0.weight' on cpu, .* on meta"
+    ):
+        om.compile(program)
+
+
+def test_a_device_no_code_was_tried_on_is_refused(monkeypatch):
+    monkeypatch.setattr("onematrix.compiler.compilation.DEVICES", ("cuda",))
+    with pytest.raises(
+        CompileError, match=r"'blocks\..*' is on cpu; supported are cuda: move the program there"
+    ):
+        om.compile(mlp([4, 3, 2]))

@@ -55,6 +55,7 @@ def compile(
         return program
     source = program if isinstance(program, nn.Module) and not isinstance(program, Iterated) else None
     program = _program_of(program, inputs)
+    _check_devices(program)
     trace, notes = Trace(), list[str]()
     lowered = lower(program, trace)
     plain = Form(implicit=implicit)
@@ -150,6 +151,24 @@ def _program_of(value: object, inputs: tuple[Tensor, ...]) -> Program:
             )
         return convert(value, *inputs)
     raise CompileError(f"compile: an om.Program or nn.Module was needed, got {type(value).__name__}")
+
+
+DEVICES = ("cpu", "cuda", "meta")
+
+
+def _check_devices(program: Program) -> None:
+    """Raise CompileError where the numbers stand on several devices, or on one no code was tried on."""
+    places: dict[torch.device, str] = {}
+    for name, tensor in program.parameters.items():
+        places.setdefault(tensor.device, name)
+    if unknown := next((d for d in places if d.type not in DEVICES), None):
+        raise CompileError(
+            f"compile: {places[unknown]!r} is on {unknown}; supported are {', '.join(DEVICES)}: move the program "
+            "there, or keep om.Iterated, which runs wherever torch does"
+        )
+    if len(places) > 1:
+        shown = ", ".join(f"{name!r} on {device}" for device, name in places.items())
+        raise CompileError(f"compile: one device was needed, got {shown}; move them with .to(device)")
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
