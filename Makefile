@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "onematrix needs Python 3.11 or newer; $(PYTHON) was not found. Try: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "onematrix needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -c 'import platform; print(platform.python_version())'). Try: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "onematrix needs Python's venv module. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
-	@echo "Installing into $(VENV): torch (CPU build) and what goes with it, about 400 MB to load and 1.6 GB on disk; a few minutes."
+	@echo "Installing into $(VENV): torch (CPU build) and what goes with it, about 650 MB to load and 2.5 GB on disk; a few minutes."
 	@rm -f $(STAMP)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[dev]'

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import onematrix as om
-from onematrix.compiler.choice import Trial, cache_folder, cache_key, choose, remember, remembered
+from onematrix.compiler.choice import Trial, choose, program_key, remember, remembered
 from onematrix.compiler.form import Form
 from onematrix.compiler.module import Compiled
 from onematrix.compiler.pipeline import lower
@@ -17,6 +17,7 @@ from onematrix.networks.examples import examples
 from onematrix.networks.recurrent import gru_weights, lstm_weights
 from onematrix.programs.interpreter import interpret
 from onematrix.programs.substitution import replace_structures
+from onematrix.records.choices import choices_folder
 from onematrix.structures.tree import map_tensors
 from random_programs import random_program
 from test_compiler_module import random_numbers, same
@@ -130,7 +131,7 @@ def test_the_faster_answer_is_taken():
 
 def test_a_choice_is_remembered_and_a_spoiled_one_ignored_with_a_note(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ONEMATRIX_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
+    assert choices_folder() == tmp_path
     ins = (torch.randn(2, 5, 4), torch.zeros(2, 4))
     om.compile(sru(4, "10"), *ins, explain=True)
     assert "merge = False: " in capsys.readouterr().out
@@ -148,15 +149,15 @@ def test_a_choice_is_remembered_and_a_spoiled_one_ignored_with_a_note(tmp_path, 
 
 def test_another_machine_has_another_key(monkeypatch, tmp_path):
     program, x = sru(4, "10"), torch.zeros(2, 5, 4)
-    key = cache_key(program, [x], "text")
-    assert key == cache_key(program, [x], "text")
-    assert key != cache_key(program, [x], "another text")
-    assert key != cache_key(program, [x.double()], "text")
-    assert key != cache_key(program, [x[:1]], "text")
+    key = program_key(program, [x], "text")
+    assert key == program_key(program, [x], "text")
+    assert key != program_key(program, [x], "another text")
+    assert key != program_key(program, [x.double()], "text")
+    assert key != program_key(program, [x[:1]], "text")
     with torch.autocast("cpu"):
-        assert key != cache_key(program, [x], "text")
-    monkeypatch.setattr("onematrix.compiler.choice.describe_machine", lambda: {"processor": "other"})
-    assert key != cache_key(program, [x], "text")
+        assert key != program_key(program, [x], "text")
+    monkeypatch.setattr("onematrix.records.choices.describe_machine", lambda: {"processor": "other"})
+    assert key != program_key(program, [x], "text")
     remember(tmp_path, key, Form(cells=False))
     assert remembered(tmp_path, key) == Form(cells=False)
     assert remembered(tmp_path, "nothing") is None

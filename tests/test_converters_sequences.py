@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import onematrix as om
-from converter_cases import Of, OfTwo, check, normal
+from converter_cases import Of, OfTwo, check, normal, same
 from onematrix.converters.conversion import convert
 from onematrix.errors import ConversionError
 from onematrix.programs.schedule import Loop, walk
@@ -178,3 +179,17 @@ def test_streaming_a_converted_layer_equals_the_whole():
     whole, final = om.interpret(program, x)
     torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(last, final, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 4), (4, 1), (1, 1), (3, 4), (4, 3)])
+def test_causal_attention_of_few_places(queries, keys):
+    module = OfTwo(lambda q, k, _: F.scaled_dot_product_attention(q, k, k, is_causal=True), nn.Identity())
+    q, k = normal(2, 3, queries, 8), normal(2, 3, keys, 8)
+    same(om.interpret(convert(module, q, k), q, k), F.scaled_dot_product_attention(q, k, k, is_causal=True))
+
+
+def test_a_contraction_of_three_keeps_the_batch_free():
+    module = Of(lambda x, net: torch.einsum("bta,ca,a->btc", x, net.weight, net.weight[0]), nn.Linear(4, 5))
+    program = check(module.double(), normal(2, 3, 4))
+    assert program.free_sizes() == {"time"}
+    assert torch.backends.opt_einsum.enabled

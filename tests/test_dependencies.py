@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "src").rglob("*.py"))
-MODULE_OF = {"scikit_learn": "sklearn"}
+MODULE_OF = {"scikit_learn": "sklearn", "pillow": "PIL"}
 
 
 def declared() -> tuple[set[str], set[str]]:

@@ -29,7 +29,8 @@ LAYERS = [
 GENERATED = {SOURCE / "compiler" / "emitted.py", SOURCE / "kernels" / "elementwise_numba.py"}
 PUBLIC = {
     "Block", "BlockMatrix", "Iterated", "Linear", "Loop", "Part", "Program", "Seq", "Step",
-    "compile", "convert", "define", "draw", "fit", "interpret", "list_structures", "load", "parse", "save",
+    "compile", "convert", "define", "draw", "fit", "interpret", "list_structures", "load",
+    "parameter_groups", "parse", "save",
 }  # fmt: skip
 
 

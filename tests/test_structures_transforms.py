@@ -177,6 +177,8 @@ class Work(TorchDispatchMode):
 
 @law
 def test_multiply_adds_are_those_the_product_does(a, monkeypatch):
+    if "counted work" in type(a).exempt:
+        pytest.skip("FFTs are counted in test_structures_spectral.py")
     monkeypatch.setattr(sparse_kernels, "uses_torch_kernels", lambda tensor: False)
     x = normal(1, a.fixed_shape[1])
     a.transpose().rmatmul(x)  # derives the pattern of the transpose, once

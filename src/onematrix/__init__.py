@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onematrix.programs.storage import save as save
     from onematrix.reports.drawing import draw as draw
     from onematrix.structures import list_structures as list_structures
+    from onematrix.training.parameter_groups import parameter_groups as parameter_groups
 
 _PUBLIC = {
     "Block": "onematrix.programs.block_matrix",
@@ -39,6 +40,7 @@ _PUBLIC = {
     "interpret": "onematrix.programs.interpreter",
     "list_structures": "onematrix.structures",
     "load": "onematrix.programs.storage",
+    "parameter_groups": "onematrix.training.parameter_groups",
     "parse": "onematrix.programs.parse",
     "save": "onematrix.programs.storage",
 }

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from onematrix.cli import bench, demo, doctor, experiment, structures, train, view
+from onematrix.cli import bench, demo, doctor, experiment, fit, structures, train, view
 from onematrix.errors import BudgetError, OneMatrixError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 FIRST, MORE = "First", "More"
 app.command("demo", rich_help_panel=FIRST)(demo.demo)
 app.command("view", rich_help_panel=FIRST)(view.view)
+app.command("fit", rich_help_panel=MORE)(fit.fit)
 app.command("train", rich_help_panel=MORE)(train.train_model)
 app.command("structures", rich_help_panel=MORE)(structures.structures)
 app.command("doctor", rich_help_panel=MORE)(doctor.doctor)

@@ -5,11 +5,7 @@ inputs, forward and, where anything takes gradients, forward and backward. Witho
 the defaults stand, which depend on nothing but the program.
 """
 
-import hashlib
-import json
-import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,8 +16,9 @@ from torch import Tensor
 from onematrix.compiler.form import Form
 from onematrix.errors import OneMatrixError
 from onematrix.programs.program import Program
+from onematrix.records.choices import choice_key
 from onematrix.records.files import read_json, write_json
-from onematrix.records.machine import describe_machine
+from onematrix.records.timing import clock
 
 PAIRS = 7
 GAIN = 0.97  # the other answer has to take less than so much of the time
@@ -77,9 +74,9 @@ def _compare(one: torch.nn.Module, other: torch.nn.Module, inputs: Sequence[Tens
         _run(module, inputs)
     for _ in range(PAIRS):
         for module, found in zip((one, other), times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             _run(module, inputs)
-            found.append(time.perf_counter() - start)
+            found.append(clock() - start)
     return statistics.median(times[0]), statistics.median(times[1])
 
 
@@ -95,16 +92,9 @@ def _run(module: torch.nn.Module, inputs: Sequence[Tensor]) -> None:
 # What was chosen before.
 
 
-def cache_folder() -> Path:
-    """Where choices are kept: $ONEMATRIX_CACHE, by default ~/.cache/onematrix/choices."""
-    return Path(os.environ.get("ONEMATRIX_CACHE") or "~/.cache/onematrix/choices").expanduser()
-
-
-def cache_key(program: Program, inputs: Sequence[Tensor], text: str) -> str:
+def program_key(program: Program, inputs: Sequence[Tensor], text: str) -> str:
     """A name for this program, these shapes and this machine: versions, threads, dtypes, autocast and all."""
-    machine = {name: fact for name, fact in describe_machine().items() if name != "load"}
     facts = {
-        "machine": machine,
         "threads": torch.get_num_threads(),
         "inputs": [[list(x.shape), str(x.dtype), x.device.type] for x in inputs],
         "autocast": torch.is_autocast_enabled(inputs[0].device.type),
@@ -112,7 +102,7 @@ def cache_key(program: Program, inputs: Sequence[Tensor], text: str) -> str:
         "text": text,
         "version": VERSION,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return choice_key(facts)
 
 
 def remembered(folder: Path, key: str) -> Form | str | None:

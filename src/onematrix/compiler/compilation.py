@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from onematrix.compiler.choice import (
     Trial,
-    cache_folder,
-    cache_key,
     choose,
     choose_source,
+    program_key,
     remember,
     remembered,
 )
@@ -23,6 +22,7 @@ from onematrix.converters.conversion import convert
 from onematrix.errors import CompileError
 from onematrix.programs.iterated import Iterated
 from onematrix.programs.program import Program
+from onematrix.records.choices import choices_folder
 
 
 def compile(
@@ -84,8 +84,8 @@ def _measured(
 
     plain = build(Form())
     known = _candidate(program, lowered, inputs, source, plain)
-    key = cache_key(program, inputs, f"{lowered.text()}{known}")
-    found = remembered(cache_folder(), key)
+    key = program_key(program, inputs, f"{lowered.text()}{known}")
+    found = remembered(choices_folder(), key)
     if isinstance(found, Form):
         notes.append("forms: remembered")
         return build(found)
@@ -100,7 +100,7 @@ def _measured(
         form, more = choose_source(form, build, inputs)
         trials += more
     notes += [str(trial) for trial in trials]
-    remember(cache_folder(), key, form)
+    remember(choices_folder(), key, form)
     return build(form)
 
 

@@ -4,11 +4,13 @@ import re
 from collections.abc import Sequence
 
 from onematrix.compiler.attention import find_attention, held_back, refused_attention
+from onematrix.compiler.attention_code import emit_attention
 from onematrix.compiler.cells import find_cells
 from onematrix.compiler.code import Code, Var, shape_text, size_text
 from onematrix.compiler.emitted import Emitted
 from onematrix.compiler.form import Form
-from onematrix.compiler.recurrence_code import emit_attention, emit_cell, emit_dense, emit_elementwise
+from onematrix.compiler.norms import emit_norm, find_norms
+from onematrix.compiler.recurrence_code import emit_cell, emit_dense, emit_elementwise
 from onematrix.compiler.recurrences import NoMatch, match_dense, match_elementwise
 from onematrix.compiler.rows import Rows
 from onematrix.compiler.ticks import hold, past_the_end
@@ -50,11 +52,13 @@ class _Emitter:
         self.fixed = {ONE}  # parts the weights alone decide
         self.form, self.notes = form, list[str]()
         self.cells = find_cells(program, self.rows.uses) if form.cells else {}
-        self.attention = find_attention(program, self.rows.uses) if form.attend else {}
+        self.attention = find_attention(program, self.rows.uses, form.bands) if form.attend else {}
         self.notes += refused_attention(program, self.attention) if form.attend else []
         self.rows.held_back = held_back(program, self.attention, self.rows.uses)
+        self.norms = find_norms(program, self.rows.uses) if form.norms else {}
         self.within = {name for cell in self.cells.values() for name in cell.absorbed}
-        self.within |= {name for attention in self.attention.values() for name in attention.inner}
+        self.within |= {name for name, found in self.attention.items() if name != found.result}
+        self.within |= {name for norm in self.norms.values() for name in norm.inner}
 
     def emit(self) -> Emitted:
         program = self.program
@@ -166,6 +170,8 @@ class _Emitter:
 
     def row(self, row: WiredRow, env: Env) -> Var:
         """The value of a row, or of all rows of an attention at its last."""
+        if row.part in self.norms:
+            return emit_norm(self.norms[row.part], self.rows, env)
         attention = self.attention.get(row.part)
         return self.rows.row(row, env) if attention is None else emit_attention(attention, self.rows, env)
 

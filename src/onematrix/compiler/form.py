@@ -9,6 +9,10 @@ class Form:
 
     merge: products of one value as one, where it has a free dimension. kernels: recurrences fused over their
     ticks. cells: torch's own LSTM and GRU. attend: torch's scaled dot product attention.
+    norms: layer and RMS norms that are written out as torch's.
+    bands: attention masks that are causal or a band at every length are used as such, not computed.
+    spectral: long convolutions by FFT. whole_kernels: short depthwise convolutions as torch's, not as one shifted
+    multiply per tap. channels_first: images as torch lays them out, not channels last.
     implicit: loops until they stand still take the gradient of the point they stand at; asked for, not measured.
     native: the module the program was converted from runs instead, where it was measured to be faster.
     """
@@ -17,5 +21,10 @@ class Form:
     kernels: bool = True
     cells: bool = True
     attend: bool = True
+    norms: bool = True
+    bands: bool = True
+    spectral: bool = True
+    whole_kernels: bool = True
+    channels_first: bool = True
     implicit: bool = False
     native: bool = False

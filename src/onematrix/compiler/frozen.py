@@ -10,11 +10,10 @@ from onematrix.compiler.emit import emit
 from onematrix.compiler.emitted import Emitted
 from onematrix.compiler.module import Compiled
 from onematrix.compiler.pipeline import lower
-from onematrix.compiler.recognition import recognise
+from onematrix.compiler.recognition_blocks import recognise_blocks
 from onematrix.errors import CompileError
 from onematrix.programs.program import Program
 from onematrix.programs.substitution import replace_structures
-from onematrix.structures.dense import Dense
 from onematrix.structures.tree import map_tensors
 
 
@@ -22,8 +21,8 @@ class Frozen(Compiled):
     """A compiled program over copies of its weights, which no longer train.
 
     Merged and turned weights, scaled biases and whatever else depends on weights alone are computed once, and
-    dense matrices that are diagonal, a permutation, sparse … run as such. Later changes of the module it was
-    made from do not reach it: `check(module)` says whether there were any.
+    matrices that are diagonal, a permutation, a convolution, Toeplitz, Kronecker, sparse … run as such. Later
+    changes of the module it was made from do not reach it: `check(module)` says whether there were any.
     """
 
     def __init__(self, program: Program, lowered: Program, form: Any) -> None:
@@ -90,11 +89,8 @@ def freeze(compiled: Compiled, tolerance: float = 0.0) -> Frozen:
     def copy(t: Tensor) -> Tensor:
         return copies.setdefault(id(t), t.detach().clone() if t.is_floating_point() else t)
 
-    new = {}
-    for s in program.structures:
-        found = map_tensors(s, copy)
-        new[id(s)] = recognise(found.weight, tolerance) if isinstance(found, Dense) else found
-    fixed = replace_structures(program, new)
+    copied = {id(s): map_tensors(s, copy) for s in program.structures}
+    fixed = recognise_blocks(replace_structures(program, copied), tolerance)
     frozen = Frozen(fixed, lower(fixed), compiled.form)
     frozen._originals |= {name: p.detach().clone() for name, p in compiled.named_parameters()}
     return frozen.eval()

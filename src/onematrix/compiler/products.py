@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from onematrix.compiler.code import Code, Var, shape_text, size_text
+from onematrix.compiler.convolution_code import convolution_text
 from onematrix.compiler.form import Form
 from onematrix.compiler.merging import Merge, plan_merges, unscale
 from onematrix.compiler.views import moves, view_text
@@ -15,7 +16,8 @@ from onematrix.structures.base import Structure
 from onematrix.structures.column import Column
 from onematrix.structures.convolution import Convolution
 from onematrix.structures.dense import Dense
-from onematrix.structures.identity import Ones, Zero
+from onematrix.structures.diagonal import Diagonal
+from onematrix.structures.identity import Identity, Ones, Zero
 from onematrix.structures.low_rank import LowRank
 from onematrix.structures.per_axis import PerAxis
 from onematrix.structures.sizes import Size
@@ -57,7 +59,7 @@ class Products:
         form: Form,
     ) -> None:
         self.program, self.slots, self.names, self.code, self.sizes = program, slots, names, code, sizes
-        self.uses = _count_uses(program)
+        self.uses, self.form = _count_uses(program), form
         self.merges, self.absorbed = plan_merges(program) if form.merge else ({}, set())
         self.made: dict[int, dict[int, Var]] = {}
         self.held_back: dict[str, float] = {}  # parts whose ratio an attention multiplies its scores with
@@ -141,6 +143,8 @@ class Products:
             return self.code.let(out, value.single, value.foreign and ratio == 1, ratio != 1)
         if isinstance(a, Convolution) and (text := self.convolved(a, x, ratio, wire, source, terms)):
             return self.code.let(text, value.single)
+        if isinstance(a, PerAxis) and (text := self.per_channel(a, x, ratio, wire, source)):
+            return self.code.let(text, value.single)
         if wire.flattens:
             x = f"{x}.flatten({1 + wire.kept})"
         if isinstance(a, Dense):
@@ -161,11 +165,10 @@ class Products:
         self, a: Convolution, x: str, ratio: float, wire: Wire, source: Part, terms: Terms
     ) -> str | None:
         """A convolution of a part that has its axes, with its bias; None where torch has no such call."""
-        before = {pair[0] for pair in a.paddings} | {pair[1] for pair in a.paddings}
-        same = all(left == right for left, right in a.paddings)
+        sides = {side for pair in a.paddings for side in pair}
         axes = (a.channels, *a.sizes)
         out = (a.weight.shape[0], *a.output_sizes)
-        if ratio != 1 or not same or (a.mode != "zeros" and before != {0}):
+        if ratio != 1 or (a.mode != "zeros" and sides != {0}):
             return None
         if source.shape != axes:
             if any(isinstance(size, str) for size in (*source.shape, *axes)):
@@ -174,8 +177,20 @@ class Products:
         if wire.tail != out or wire.kept or wire.spread:
             return None
         bias = self.bias(terms, (CHANNELS, a.weight.shape[0])) or ", None"
-        options = f"{a.strides}, {[left for left, _ in a.paddings]}, {a.dilations}, {a.groups}"
-        return f"torch.conv{a.dimensions}d({x}, {self.tensor(a.weight)}{bias}, {options})"
+        return convolution_text(a, x, self.tensor(a.weight), bias, self.form, self.code)
+
+    def per_channel(self, a: PerAxis, x: str, ratio: float, wire: Wire, source: Part) -> str | None:
+        """A factor per channel, the first axis of a part of several, in whatever layout the part is."""
+        if a.order or len(a.axes) != 2 or wire.kept or wire.spread or wire.tail != source.shape:
+            return None
+        first, rest = a.axes
+        if not isinstance(first, Diagonal) or not isinstance(rest, Identity) or len(source.shape) < 2:
+            return None
+        if source.shape[0] != len(first.vector):
+            return None
+        ones = ", 1" * (len(source.shape) - 1)
+        factor = self.code.first(f"{self.tensor(first.vector)}.view({len(first.vector)}{ones})")
+        return times(ratio, f"{x} * {factor}")
 
     def bias(self, terms: Terms, tail: tuple[Size, ...] | None) -> str:
         """A constant of this tail (None: one dimension) as the bias of a product, taken out of the terms."""

@@ -1,10 +1,8 @@
-"""Code of the loops and of the attention that are one kernel."""
+"""Code of the loops that are one kernel."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import prod
 
-from onematrix.compiler.attention import Attention, scaled_parts
 from onematrix.compiler.cells import Cell
 from onematrix.compiler.code import Var, size_text
 from onematrix.compiler.recurrences import Dense1, Elementwise
@@ -55,25 +53,6 @@ def emit_cell(found: Cell, loop: Loop, starts: Mapping[str, str], rows: Rows, en
     return outputs, {
         name: code.let(end, foreign=True, fresh=False) for name, end in zip(found.state, ends, strict=True)
     }
-
-
-def emit_attention(found: Attention, rows: Rows, env: Env) -> Var:
-    """softmax(c Q Kᵀ) V, with c the ratios held back from queries and keys."""
-    scores, result = found.operands
-    code = rows.code
-    q, k = (rows.text(rows.operand(wires, scores, env)) for wires in scores.sums)
-    v = rows.text(rows.operand(result.sums[1], result, env))
-    turned = [
-        f"{x}.permute(0, {', '.join(str(1 + a) for a in (*batch, sequence, feature))})"
-        for x, (batch, sequence, feature) in zip(
-            (q, k, v), (found.queries, found.keys, found.values), strict=True
-        )
-    ]
-    batch, sequence, feature = found.output
-    order = [*batch, sequence, feature]  # where each axis of the kernel's result belongs
-    back = ", ".join(str(1 + order.index(axis)) for axis in range(len(order)))
-    scale = prod(rows.held_back.get(name, 1.0) for name in scaled_parts(found))
-    return code.let(f"attend({', '.join(turned)}, scale={scale!r}).permute(0, {back})", fresh=False)
 
 
 def _biases(group: Sequence[object | None], found: Cell, rows: Rows) -> str:

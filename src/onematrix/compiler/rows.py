@@ -62,7 +62,18 @@ class Rows(Products):
         texts = ", ".join(self.text(v) for v in sums)
         if isinstance(join, Join) and join.pattern:
             return self.code.let(f"torch.einsum({_with_batch(join.pattern)!r}, {texts})", single)
+        if isinstance(join, Join) and (pooled := self.pooled(row, join, texts)):
+            return self.code.let(pooled, single)
         return self.code.let(f"{self.code.constant(join)}({texts})", single)
+
+    def pooled(self, row: WiredRow, join: Join, x: str) -> str | None:
+        """The largest of every window by torch's own call, where there is one axis of channels."""
+        count = (len(join.numbers) - 1) // 4
+        if join.name != "max_pool" or len(self.program.parts[row.part].shape) != count + 1:
+            return None
+        numbers = [list(join.numbers[i * count : (i + 1) * count]) for i in range(4)]
+        options = ", ".join(map(str, [*numbers, bool(join.numbers[-1])]))
+        return f"torch.max_pool{count}d({x}, {options})"
 
     def operand(self, wires: Sequence[Wire], row: WiredRow, env: dict[str, Var]) -> Var:
         """A sum in the shape of what it reads."""

@@ -1,6 +1,7 @@
 """Attention: two contractions around a softmax, masked by a sum or a selection."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -40,7 +41,7 @@ def attention(
     lead = "abcdef"[: query.rank - 2]
     query = times_number(b, query, scale)
     scores = contract(b, [query, key], [lead + "qd", lead + "kd"], lead + "qk", query.dtype)
-    if is_causal:
+    if is_causal and key.dimension(key.rank - 2) != 1:  # the first place is behind none
         mask = causal(b, query.dimension(query.rank - 2), key.dimension(key.rank - 2))
     if mask is not None:
         scores = masked(b, scores, mask)
@@ -63,6 +64,9 @@ def masked(b: Builder, scores: Value, mask: Value) -> Value:
 def causal(b: Builder, rows: Size, columns: Size) -> Value:
     """True where place k is not behind place q: (rows, columns)."""
     key = ("causal", rows, columns)
+    if rows == 1:  # its only place is the first
+        k = Value(None, (columns,), ((0,),), torch.int64, ticks=True)
+        return replace(joined(b, "less_equal", torch.bool, k, 0), dims=((), (0,)))
     q = Value(None, (rows,), ((0,), ()), torch.int64, ticks=True)
     k = Value(None, (columns,), ((), (0,)), torch.int64, ticks=True)
     if key not in b.constants:

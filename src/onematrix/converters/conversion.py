@@ -68,6 +68,13 @@ class _Converter:
         self.first = {id(t): n for n, t in [*module.named_buffers(), *module.named_parameters()]}  # of ties
         self.builder = Builder(_dtype(parameters.values(), exported))
         self.free = free
+        signature = exported.graph_signature  # its tables are made anew whenever they are read
+        self.user_inputs = frozenset(signature.user_inputs)
+        self.source_of: dict[str, str] = {
+            **signature.inputs_to_lifted_tensor_constants,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_parameters,
+        }
 
     def program(self) -> Program:
         inputs: list[str] = []
@@ -127,7 +134,7 @@ class _Converter:
 
     def _input_name(self, node: torch.fx.Node) -> str | None:
         """The name of a user's input; None for other nodes."""
-        user = node.op == "placeholder" and node.name in self.exported.graph_signature.user_inputs
+        user = node.op == "placeholder" and node.name in self.user_inputs
         return node.name if user else None
 
     def size(self, value: Any) -> Size:
@@ -144,16 +151,10 @@ class _Converter:
     # Nodes.
 
     def _placeholder(self, node: torch.fx.Node, inputs: list[str]) -> Any:
-        signature = self.exported.graph_signature
-        tables = (
-            signature.inputs_to_parameters,
-            signature.inputs_to_buffers,
-            signature.inputs_to_lifted_tensor_constants,
-        )
-        for table in tables:
-            if node.name in table:
-                tensor = self.held[table[node.name]]
-                return self._parameter(tensor, self.first.get(id(tensor), table[node.name]))
+        if node.name in self.source_of:
+            name = self.source_of[node.name]
+            tensor = self.held[name]
+            return self._parameter(tensor, self.first.get(id(tensor), name))
         value = node.meta["val"]
         b, sizes = self.builder, [self.size(s) for s in value.shape]
         name = b.new_name(node.name)

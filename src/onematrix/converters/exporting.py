@@ -2,7 +2,8 @@
 
 import inspect
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,8 +49,17 @@ def usual_free(x: Tensor) -> dict[int, str]:
 
 
 def _batches(values: Sequence[Tensor]) -> list[Tensor]:
-    """Examples of two samples or more: an export with one would fix the batch at 1."""
-    return [x if x.shape[0] > 1 else torch.cat([x, x, x]) for x in values]
+    """Examples of two samples or more: an export with one would fix the batch at 1.
+
+    Each is a tensor of its own: one given twice would become one input, read in both places.
+    """
+    seen: set[int] = set()
+    made = []
+    for x in values:
+        own = x.clone() if id(x) in seen else x
+        seen.add(id(x))
+        made.append(own if x.shape[0] > 1 else torch.cat([x, x, x]))
+    return made
 
 
 def _export(
@@ -68,10 +78,21 @@ def _export(
             {star: tuple(rest)} if rest else {}
         )
     args, kwargs = tuple(values[:positional]), dict(zip(names[positional:], values[positional:], strict=True))
-    with kept_whole(module):
+    with kept_whole(module), _free_contractions():
         exported = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
         check_mutations(exported)
         return _decomposed(exported)
+
+
+@contextmanager
+def _free_contractions() -> Iterator[None]:
+    """Without the search for the best order of einsums of three and more: it fixes free sizes at the example's."""
+    before = torch.backends.opt_einsum.enabled
+    torch.backends.opt_einsum.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.opt_einsum.enabled = before
 
 
 def _decomposed(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

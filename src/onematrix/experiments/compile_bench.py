@@ -56,8 +56,13 @@ class Line:
         )
 
 
-def measure_compiled(pairs: int = 11, scale: int = 1, only: str = "", measure: bool = True) -> Iterator[Line]:
-    """Every case whose name contains `only`, forward and with gradients. Raises VerificationError when wrong."""
+def measure_compiled(
+    pairs: int = 11, scale: int = 1, only: str = "", measure: bool = True, inductor: bool = False
+) -> Iterator[Line]:
+    """Every case whose name contains `only`, forward, with gradients, and memory; VerificationError when wrong.
+
+    inductor: also both sides under torch.compile, for the cases it is aimed at; half a minute each.
+    """
     for make in cases(scale):
         torch.manual_seed(0)
         case = make()
@@ -66,6 +71,8 @@ def measure_compiled(pairs: int = 11, scale: int = 1, only: str = "", measure: b
         ours = compile(case.program, *case.inputs, prove=False, measure=measure)
         check(case, ours)
         yield from _lines(case, ours, pairs)
+        if inductor and case.fuses:
+            yield _fused(case, ours, pairs)
 
 
 def check(case: Case, ours: Compiled) -> None:
@@ -117,6 +124,18 @@ def _lines(case: Case, ours: Compiled, pairs: int) -> Iterator[Line]:
     peaks = peak_bytes(gradients), peak_bytes(peer_gradients)
     memory = peaks[0] / peaks[1]
     yield Line(case.name, case.peer_name, "memory", memory, memory, memory, MEMORY, peaks[0] / 1e6, unit="MB")
+
+
+INDUCTOR = 'torch.compile(mode="max-autotune") of both'
+
+
+def _fused(case: Case, ours: Compiled, pairs: int) -> Line:
+    """Forward with both sides under torch.compile."""
+    mine, theirs = (torch.compile(f, mode="max-autotune") for f in (ours, case.peer))
+    with torch.no_grad():
+        _close(f"{case.name}: output under torch.compile", _first(mine(*case.inputs)), theirs(*case.inputs))
+        ratio = compare(lambda: mine(*case.inputs), lambda: theirs(*case.inputs), pairs)
+        return _line(case, "forward", ratio, 1.0, time_call(_products(case, False)), INDUCTOR)
 
 
 def _slopes(output: Tensor, parameters: Sequence[Tensor]) -> None:

@@ -22,7 +22,7 @@ class Case:
     """A program, what it is compared with, and the targets: seconds of ours ÷ peer, forward and with gradients.
 
     products: (rows, inputs, outputs) of its matrix products: the floor is their time alone. floor_targets: of
-    ours ÷ that time. A program may be a module, which is converted.
+    ours ÷ that time. fuses: compared under torch.compile too. A program may be a module, which is converted.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Case:
     products: tuple[tuple[int, int, int], ...]
     targets: tuple[float, float]
     floor_targets: tuple[float, float] | None = None
+    fuses: bool = False
 
 
 def cases(scale: int = 1) -> list[Callable[[], Case]]:
@@ -248,4 +249,4 @@ def _converted(
 ) -> Case:
     x = torch.randn(batch, *shape)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return Case(name, "the module", module, module, parameters, (x,), products, (1.02, 1.02))
+    return Case(name, "the module", module, module, parameters, (x,), products, (1.02, 1.02), fuses=True)

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,11 +115,12 @@ def operands(line: tuple[Any, ...]) -> tuple[int, ...]:
 def run_code(code: Code, registers: list[Tensor], like: Tensor) -> list[Tensor]:
     """The registers after one tick, by torch operations; `like` gives constants their dtype and device."""
     for line in code:
-        registers.append(_run_line(line, registers, like))
+        registers.append(run_line(line, registers, like))
     return registers
 
 
-def _run_line(line: tuple[Any, ...], registers: Sequence[Tensor], like: Tensor) -> Tensor:
+def run_line(line: tuple[Any, ...], registers: Any, like: Tensor) -> Tensor:
+    """The value of one line; `registers` gives values by number."""
     name = line[0]
     if name in BINARY:
         return BINARY[name](registers[line[1]], registers[line[2]])

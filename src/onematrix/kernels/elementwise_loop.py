@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import CompileError, DTypeError, ShapeError
+from onematrix.kernels import elementwise_numba, triton_language
 from onematrix.kernels.elementwise_code import ElementwiseLoop
-from onematrix.kernels.elementwise_numba import refusal
 from onematrix.kernels.elementwise_operator import run_compiled
+from onematrix.kernels.elementwise_scan import prefers_scan, run_by_scan
 from onematrix.kernels.elementwise_torch import Sizes, run_by_torch
 from onematrix.kernels.ordinary import is_ordinary
 
 __all__ = ["KERNELS", "ElementwiseLoop", "run_elementwise_loop"]
 
-KERNELS = ("torch", "numba")
+KERNELS = ("torch", "numba", "triton", "scan")
 WORTHWHILE = 2048  # numbers per series from which on compiled loops are the choice
 
 
@@ -34,8 +35,10 @@ def run_elementwise_loop(
     reverse: from the last tick to the first; outputs stay in the order of time. valid: (T, B) bool, where it
     is False a sample's carried values hold and its outputs are 0, by selection: what was not selected
     reaches neither value nor gradient, be it infinite or nan.
-    kernel: "torch" runs on any device and dtype, "numba" is one compiled loop per direction on a CPU; None
-    chooses. Derivatives other than the first reverse one always take torch.
+    kernel: "torch" runs on any device and dtype; one compiled loop per direction are "numba" on a CPU and
+    "triton" on a GPU, which computes a tick in float32 where less is stored; "scan" computes what is linear in
+    its carried values for all ticks side by side; None chooses. Derivatives other than the first reverse one
+    always take torch.
 
     >>> import torch
     >>> mean = ElementwiseLoop(1, 0, 1, (("add", 0, 1), ("scale", 2, 0.5)), outputs=(3,), carry=(3,))
@@ -44,24 +47,34 @@ def run_elementwise_loop(
     """
     sizes = check_inputs(loop, series, vectors, init, valid)
     tensors = (*series, *vectors, *init)
-    if _is_compiled(kernel, tensors, sizes):
-        made = run_compiled(loop, tensors, sizes, reverse, valid)
+    chosen = _choose(kernel, loop, tensors, sizes)
+    if chosen == "scan":
+        return run_by_scan(loop, series, vectors, init, sizes, reverse, valid)
+    if chosen != "torch":
+        made = run_compiled(loop, tensors, sizes, reverse, valid, chosen)
         return made[: len(loop.outputs)], made[len(loop.outputs) :]
     return run_by_torch(loop, series, vectors, init, sizes, reverse, valid)
 
 
-def _is_compiled(kernel: str | None, tensors: Sequence[Tensor], sizes: Sizes) -> bool:
-    """Whether the compiled loops run: asked for, or worth their compilation; never inside a transform."""
+def _choose(kernel: str | None, loop: ElementwiseLoop, tensors: Sequence[Tensor], sizes: Sizes) -> str:
+    """The kernel that runs: a compiled one if asked for, or worth its compilation; never inside a transform."""
     if kernel not in (None, *KERNELS):
         raise CompileError(f"loop: kernel {kernel!r} is unknown; there are: {', '.join(KERNELS)}", got=kernel)
-    if kernel == "torch" or not tensors:
-        return False
+    if kernel in ("torch", "scan") or not tensors:
+        return kernel if kernel and tensors else "torch"
+    chosen = kernel or ("numba" if tensors[0].device.type == "cpu" else "triton")
+    refusal = elementwise_numba.refusal if chosen == "numba" else triton_language.refusal
     reason = refusal(tensors[0])
-    if kernel == "numba" and reason is not None:
-        raise CompileError(f"loop: kernel 'numba' cannot run: {reason}", got=reason)
+    if kernel is not None and reason is not None:
+        raise CompileError(f"loop: kernel {kernel!r} cannot run: {reason}", got=reason)
     if reason is not None or (kernel is None and not _is_worthwhile(sizes)):
-        return False
-    return torch.compiler.is_compiling() or is_ordinary(*tensors)
+        return "torch"
+    if torch.compiler.is_compiling():
+        return chosen
+    whole = tensors[0].dtype.itemsize > 2  # a scan of less would round its factors
+    if chosen == "triton" and kernel is None and whole and prefers_scan(loop, sizes):
+        return "scan"
+    return chosen if is_ordinary(*tensors) else "torch"
 
 
 def _is_worthwhile(sizes: Sizes) -> bool:

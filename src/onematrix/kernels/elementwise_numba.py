@@ -4,7 +4,8 @@ import functools
 import importlib
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,8 @@ def run_forward(
     keep: all courses are stored, as the gradient needs them; else those that are outputs.
     share: an output that is a course is the same tensor, not a copy.
     """
-    series, vectors, init = _parted(loop, tensors)
-    shared = _shared(loop.text) if share and valid is None else (-1,) * len(loop.outputs)
+    series, vectors, init = parted(loop, tensors)
+    shared = shared_courses(loop.text) if share and valid is None else (-1,) * len(loop.outputs)
     stored = tuple(k < 0 for k in shared)
     variant = ForwardVariant(
         tuple(keep or k in shared for k in range(loop.carried)), stored, valid is not None
@@ -81,8 +82,8 @@ def run_backward(
     valid: Tensor | None,
 ) -> list[Tensor | None]:
     """Gradient of each wanted tensor, from those of the outputs and of the final carried values."""
-    series, vectors, init = _parted(loop, tensors)
-    needs = _parted(loop, wanted)
+    series, vectors, init = parted(loop, tensors)
+    needs = parted(loop, wanted)
     given, final = grads[: len(loop.outputs)], grads[len(loop.outputs) :]
     shared = tuple(s.shape[1] != sizes[1] for s in series)
     variant = BackwardVariant(
@@ -105,7 +106,7 @@ def run_backward(
     return [t if want else None for t, want in zip(made, wanted, strict=True)]
 
 
-def _parted(
+def parted(
     loop: ElementwiseLoop, values: Sequence[Any]
 ) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
     """Those of the series, of the vectors, of the carried values."""
@@ -114,7 +115,7 @@ def _parted(
 
 
 @functools.cache
-def _shared(text: str) -> tuple[int, ...]:
+def shared_courses(text: str) -> tuple[int, ...]:
     """Of each output, the carried value it is the course of, each at most once, or −1."""
     loop, found = read_loop(text), []
     for register in loop.outputs:
@@ -194,7 +195,13 @@ def _distinct() -> type:
 
 
 def _compiled(text: str, name: str, dtype: str) -> Callable[..., None]:
-    numba, names = importlib.import_module("numba"), dict(_names(dtype))
-    exec(text, names)  # made from the tables of `elementwise_text`, register numbers and floats alone
+    numba = importlib.import_module("numba")
     options = {"fastmath": SAFE, "error_model": "numpy", "nogil": True, "pipeline_class": _distinct()}
-    return numba.njit(**options)(names[name])  # type: ignore[no-any-return]
+    return numba.njit(**options)(defined(text, name, _names(dtype)))  # type: ignore[no-any-return]
+
+
+def defined(text: str | CodeType, name: str, names: Mapping[str, Any]) -> Callable[..., None]:
+    """The function of this name that the text of a loop defines, where it may use these names."""
+    known = dict(names)
+    exec(text, known)  # made from the tables of `elementwise_text`, register numbers and floats alone
+    return known[name]  # type: ignore[no-any-return]

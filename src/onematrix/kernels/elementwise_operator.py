@@ -11,23 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onematrix.kernels import elementwise_numba, elementwise_triton
 from onematrix.kernels.elementwise_code import ElementwiseLoop, read_loop
-from onematrix.kernels.elementwise_numba import run_backward, run_forward
 from onematrix.kernels.elementwise_torch import Sizes, run_by_torch
 from onematrix.kernels.ordinary import is_ordinary
 from onematrix.kernels.portable_gradients import portable_gradients
 
+RUNS: dict[str, Any] = {"numba": elementwise_numba, "triton": elementwise_triton}  # run_forward, run_backward
+
 
 def run_compiled(
-    loop: ElementwiseLoop, tensors: Sequence[Tensor], sizes: Sizes, reverse: bool, valid: Tensor | None
+    loop: ElementwiseLoop,
+    tensors: Sequence[Tensor],
+    sizes: Sizes,
+    reverse: bool,
+    valid: Tensor | None,
+    kernel: str,
 ) -> list[Tensor]:
     """Outputs and final carried values, of series, vectors and first carried values in one list."""
     if torch.compiler.is_compiling():
-        made: list[Tensor] = _forward_op(loop.text, list(tensors), valid, list(sizes), reverse)
+        made: list[Tensor] = _forward_op(loop.text, list(tensors), valid, list(sizes), reverse, kernel)
         return made[: len(loop.outputs) + loop.carried]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return list(_Compiled.apply(loop, sizes, reverse, valid, *tensors))  # type: ignore[no-untyped-call]
-    outputs, final, _ = run_forward(loop, tensors, sizes, reverse, valid, keep=False)
+        return list(_Compiled.apply(loop, kernel, sizes, reverse, valid, *tensors))  # type: ignore[no-untyped-call]
+    outputs, final, _ = RUNS[kernel].run_forward(loop, tensors, sizes, reverse, valid, keep=False)
     return outputs + final
 
 
@@ -36,31 +43,32 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loop: ElementwiseLoop, sizes: Sizes, reverse: bool, valid: Tensor | None, *tensors: Tensor
+        ctx: Any,
+        loop: ElementwiseLoop,
+        kernel: str,
+        sizes: Sizes,
+        reverse: bool,
+        valid: Tensor | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        outputs, final, courses = run_forward(loop, tensors, sizes, reverse, valid, keep=True)
+        outputs, final, courses = RUNS[kernel].run_forward(loop, tensors, sizes, reverse, valid, keep=True)
         ctx.save_for_backward(*tensors, *courses, valid)
         ctx.set_materialize_grads(False)
-        ctx.facts = (loop, sizes, reverse)
+        ctx.facts = (loop, kernel, sizes, reverse)
         return *outputs, *final
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         *saved, valid = ctx.saved_tensors
-        loop, sizes, reverse = ctx.facts
+        loop, kernel, sizes, reverse = ctx.facts
         tensors, courses = saved[: loop.given], saved[loop.given :]
         given = [g for g in grads if g is not None]
         if torch.is_grad_enabled() or not is_ordinary(*given):
             run = functools.partial(_run_portably, loop, sizes, reverse, valid)
-            return None, None, None, None, *portable_gradients(run, tensors, grads)
-        wanted = ctx.needs_input_grad[4:]
-        return (
-            None,
-            None,
-            None,
-            None,
-            *run_backward(loop, tensors, courses, grads, wanted, sizes, reverse, valid),
-        )
+            return *[None] * 5, *portable_gradients(run, tensors, grads)
+        wanted = ctx.needs_input_grad[5:]
+        run_backward = RUNS[kernel].run_backward
+        return *[None] * 5, *run_backward(loop, tensors, courses, grads, wanted, sizes, reverse, valid)
 
 
 def _run_portably(
@@ -74,10 +82,16 @@ def _run_portably(
 
 @torch.library.custom_op("onematrix::elementwise_forward", mutates_args=())
 def _forward_op(
-    text: str, tensors: list[Tensor], valid: Tensor | None, sizes: list[int], reverse: bool
+    text: str,
+    tensors: list[Tensor],
+    valid: Tensor | None,
+    sizes: list[int],
+    reverse: bool,
+    kernel: str,
 ) -> list[Tensor]:
     """Outputs, final carried values, courses: no two of them share memory."""
     loop, (ticks, batch, width) = read_loop(text), sizes
+    run_forward = RUNS[kernel].run_forward
     made = run_forward(loop, tensors, (ticks, batch, width), reverse, valid, keep=True, share=False)
     return [t for part in made for t in part]
 
@@ -91,16 +105,23 @@ def _backward_op(
     valid: Tensor | None,
     sizes: list[int],
     reverse: bool,
+    kernel: str,
 ) -> list[Tensor]:
     loop, (ticks, batch, width) = read_loop(text), sizes
     wanted = [True] * len(tensors)
+    run_backward = RUNS[kernel].run_backward
     made = run_backward(loop, tensors, courses, grads, wanted, (ticks, batch, width), reverse, valid)
     return [t for t in made if t is not None]
 
 
 @_forward_op.register_fake
 def _forward_fake(
-    text: str, tensors: list[Tensor], valid: Tensor | None, sizes: list[int], reverse: bool
+    text: str,
+    tensors: list[Tensor],
+    valid: Tensor | None,
+    sizes: list[int],
+    reverse: bool,
+    kernel: str,
 ) -> list[Tensor]:
     loop, like = read_loop(text), tensors[0]
     full, row = len(loop.outputs), loop.carried
@@ -117,22 +138,23 @@ def _backward_fake(
     valid: Tensor | None,
     sizes: list[int],
     reverse: bool,
+    kernel: str,
 ) -> list[Tensor]:
     return [t.new_empty(t.shape) for t in tensors]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    text, tensors, valid, sizes, reverse = inputs
-    ctx.facts = (text, sizes, reverse, len(tensors))
+    text, tensors, valid, sizes, reverse, kernel = inputs
+    ctx.facts = (text, sizes, reverse, kernel, len(tensors))
     ctx.save_for_backward(*tensors, *output[len(output) - read_loop(text).carried :], valid)
 
 
 def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
-    text, sizes, reverse, count = ctx.facts
+    text, sizes, reverse, kernel, count = ctx.facts
     *saved, valid = ctx.saved_tensors
     grads = grads[: len(grads) - read_loop(text).carried]
-    made = _backward_op(text, saved[:count], saved[count:], grads, valid, sizes, reverse)
-    return None, made, None, None, None
+    made = _backward_op(text, saved[:count], saved[count:], grads, valid, sizes, reverse, kernel)
+    return None, made, None, None, None, None
 
 
 _forward_op.register_autograd(_backward, setup_context=_save)

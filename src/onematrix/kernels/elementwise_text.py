@@ -144,7 +144,7 @@ def forward_text(loop: ElementwiseLoop, variant: ForwardVariant) -> str:
     arguments += [*(f"h{k}" for k in courses), *(f"o{p}" for p in outputs)]
     old = [f"p{k}[low + here + i]" if c else f"c{k}[here + i]" for k, c in enumerate(variant.courses)]
     new = [f"h{k}[at + i]" if c else f"c{k}[here + i]" for k, c in enumerate(variant.courses)]
-    body = [*_read(loop, old), *_compute(loop)]
+    body = [*_read(loop, old), *compute(loop)]
     body += [f"o{p}[at + i] = r{loop.outputs[p]}" for p in outputs]
     body += [f"{place} = r{register}" for place, register in zip(new, loop.carry, strict=True)]
     skipped = [f"o{p}[at + i] = zero" for p in outputs]
@@ -176,10 +176,10 @@ def backward_text(loop: ElementwiseLoop, variant: BackwardVariant) -> str:
     ]
     arguments += [f"g{p}{end}" for p in given for end in ("", "_t", "_b")]
     arguments += [*(f"ds{j}" for j in series), *(f"dv{j}" for j in vectors), *_names("dc", loop.carried)]
-    body = [*_read(loop, [f"p{k}[low + here + i]" for k in range(loop.carried)]), *_compute(loop)]
+    body = [*_read(loop, [f"p{k}[low + here + i]" for k in range(loop.carried)]), *compute(loop)]
     seeds = [(loop.outputs[p], f"g{p}[g{p}_at + i]") for p in given]
     seeds += [(register, f"dc{k}[here + i]") for k, register in enumerate(loop.carry)]
-    lines, known = _adjoints(loop, seeds)
+    lines, known = adjoints(loop, seeds)
     value = [f"a{r}" if r in known else "zero" for r in range(loop.given)]
     places = {j: f"ds{j}[t * n + i] +" if variant.shared[j] else f"ds{j}[at + i] " for j in series}
     body += [*lines, *(f"{place}= {value[j]}" for j, place in places.items())]
@@ -212,14 +212,14 @@ def _read(loop: ElementwiseLoop, carried: list[str]) -> list[str]:
     return [f"r{r} = {text}" for r, text in enumerate(given + carried)]
 
 
-def _compute(loop: ElementwiseLoop) -> list[str]:
+def compute(loop: ElementwiseLoop) -> list[str]:
     return [
         f"r{loop.given + k} = {VALUES[_entry(line)].format(*_numbers(line), **_operand_names(line))}"
         for k, line in enumerate(loop.code)
     ]
 
 
-def _adjoints(loop: ElementwiseLoop, seeds: list[tuple[int, str]]) -> tuple[list[str], set[int]]:
+def adjoints(loop: ElementwiseLoop, seeds: list[tuple[int, str]]) -> tuple[list[str], set[int]]:
     """Lines that compute a{r}, the gradient of register r, and the registers that have one."""
     lines: list[str] = []
     known: set[int] = set()

@@ -6,20 +6,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onematrix.errors import DTypeError, ShapeError
+from onematrix.errors import CompileError, DTypeError, ShapeError
+from onematrix.kernels import scan_triton, triton_language
+from onematrix.kernels.ordinary import is_ordinary
 
 # (a₂, b₂) ∘ (a₁, b₁) = (a₂ a₁, a₂ b₁ + b₂) is associative (Blelloch, CMU-CS-90-190, §1.4.1), so ticks may be
 # joined in any grouping. Dividing by cumulative products is not such a grouping: they underflow.
 
 
-def linear_scan(a: Tensor, b: Tensor, init: Tensor, reverse: bool = False) -> Tensor:
+KERNELS = ("torch", "triton")
+
+
+def linear_scan(
+    a: Tensor, b: Tensor, init: Tensor, reverse: bool = False, *, kernel: str | None = None
+) -> Tensor:
     """c_t = a_t c_{t-1} + b_t, all of them (T, B, n), from a, b: (T, B, n) and init: (B, n).
 
     Chunks of √T ticks run side by side, then the chunks are joined: about 2 √T torch operations on
     (√T, B, n) instead of 2 T on (B, n), and 3 T B n multiply-adds instead of T B n. On one thread it wins
     against an operation per tick for small B n and loses to one compiled loop (`run_elementwise_loop`).
     A product of factors that overflows makes nan where c itself, met with 0, would stay finite.
-    reverse: from the last tick to the first.
+    reverse: from the last tick to the first. kernel: "torch" is the above, "triton" two kernels on a GPU,
+    in float32 where less is stored; None chooses by the device. Derivatives other than the first reverse one
+    take torch.
 
     >>> linear_scan(torch.full((3, 1, 1), 0.5), torch.ones(3, 1, 1), torch.zeros(1, 1)).flatten()
     tensor([1.0000, 1.5000, 1.7500])
@@ -31,7 +40,19 @@ def linear_scan(a: Tensor, b: Tensor, init: Tensor, reverse: bool = False) -> Te
         raise DTypeError(f"linear scan: one dtype needed, got {a.dtype}, {b.dtype} and {init.dtype}")
     if torch.compiler.is_compiling():
         return _scan(a, b, init, reverse)
-    return _LinearScan.apply(a, b, init, reverse)  # type: ignore[no-any-return, no-untyped-call]
+    fused = _is_fused(kernel, a, b, init)
+    return _LinearScan.apply(a, b, init, reverse, fused)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _is_fused(kernel: str | None, *tensors: Tensor) -> bool:
+    if kernel not in (None, *KERNELS):
+        raise CompileError(
+            f"linear scan: kernel {kernel!r} is unknown; there are: {', '.join(KERNELS)}", got=kernel
+        )
+    if kernel == "triton" and (reason := triton_language.refusal(tensors[0])) is not None:
+        raise CompileError(f"linear scan: kernel 'triton' cannot run: {reason}", got=reason)
+    chosen = kernel == "triton" or (kernel is None and triton_language.serves(tensors[0]))
+    return chosen and is_ordinary(*tensors)
 
 
 class _LinearScan(torch.autograd.Function):
@@ -40,12 +61,12 @@ class _LinearScan(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(a: Tensor, b: Tensor, init: Tensor, reverse: bool) -> Tensor:
-        return _scan(a, b, init, reverse)
+    def forward(a: Tensor, b: Tensor, init: Tensor, reverse: bool, fused: bool) -> Tensor:
+        return scan_triton.scan(a, b, init, reverse) if fused else _scan(a, b, init, reverse)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        a, _, init, ctx.reverse = inputs
+        a, _, init, ctx.reverse, ctx.fused = inputs
         ctx.save_for_backward(a, init, output)
         ctx.save_for_forward(a, init, output)
 
@@ -53,15 +74,17 @@ class _LinearScan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, init, c = ctx.saved_tensors
         if len(a) == 0:
-            return torch.zeros_like(a), torch.zeros_like(a), torch.zeros_like(init), None
+            return torch.zeros_like(a), torch.zeros_like(a), torch.zeros_like(init), None, None
+        if ctx.fused and is_ordinary(grad) and not torch.is_grad_enabled():
+            return *scan_triton.scan_backward(a, init, c, grad, ctx.reverse), None, None
         zero = torch.zeros_like(a[:1])
         later = torch.cat([zero, a[:-1]]) if ctx.reverse else torch.cat([a[1:], zero])
         adjoint = linear_scan(later, grad, torch.zeros_like(init), not ctx.reverse)
         first = -1 if ctx.reverse else 0
-        return adjoint * _before(c, init, ctx.reverse), adjoint, adjoint[first] * a[first], None
+        return adjoint * _before(c, init, ctx.reverse), adjoint, adjoint[first] * a[first], None, None
 
     @staticmethod
-    def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, dinit: Tensor | None, _: None) -> Tensor:
+    def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, dinit: Tensor | None, *_: None) -> Tensor:
         a, init, c = ctx.saved_tensors
         drive = torch.zeros_like(c) if db is None else db
         if da is not None:

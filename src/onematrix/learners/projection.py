@@ -1,66 +1,80 @@
 """om.fit: one dense matrix to the best member of a structure, or the table of all structures."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 from torch import Tensor
 
-from onematrix.errors import BudgetError, FitError
-from onematrix.structures.base import STRUCTURES, Fit, Structure, fittable
-from onematrix.structures.tree import index_bytes, stored_numbers
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One row of the table of fits: what a structure needs and how near it comes."""
-
-    name: str
-    fit: Fit
-    stored_numbers: int
-    index_bytes: int
-    multiply_adds: int
-
-    @property
-    def error(self) -> float:
-        """Relative Frobenius error reached."""
-        return self.fit.error
+from onematrix.errors import FitError, OneMatrixError
+from onematrix.learners.fit_table import FitTable, mark_optimal
+from onematrix.learners.trials import fit_all, time_products
+from onematrix.structures.base import STRUCTURES, Structure, fittable
 
 
 @overload
 def fit(dense: Tensor, structure: str, budget: float | None = None, **options: Any) -> Structure: ...
 @overload
-def fit(
-    dense: Tensor, structure: None = None, budget: float | None = None, **options: Any
-) -> list[Candidate]: ...
+def fit(dense: Tensor, structure: None = None, budget: float | None = None, **options: Any) -> FitTable: ...
 def fit(
     dense: Tensor, structure: str | None = None, budget: float | None = None, **options: Any
-) -> Structure | list[Candidate]:
+) -> Structure | FitTable:
     """argmin over members A of ‖W − A‖_F within E = stored numbers ÷ m n ≤ budget.
 
-    dense: (m, n), real and finite. structure: a name of `list_structures()`, or None for a table of
-    every structure that has a member within the budget, best error first. options: gram=XᵀX (n, n), and
-    exact sizes such as rank=, nonzeros=. `STRUCTURES[name].fit` gives the error with the structure.
+    dense: (m, n), real and finite. structure: a name of `list_structures()`, or None for the table of every
+    structure that has a member within the budget, best error first, the rows no other beats marked.
+    options: gram=XᵀX (n, n), and exact sizes such as rank=, nonzeros=; for the table also seconds=30.0, the
+    time all fits share (None: no limit, and the same table each time), batch=64, how many vectors the timed
+    products have (None: not timed), names=, those to try, and progress= (None: past two seconds, on a
+    terminal). Fits run at once on as many threads as torch has.
     Raises FitError (unknown name, not finite, not fittable), BudgetError (outside (0, 1], below minimum).
 
     >>> import torch
     >>> fit(torch.eye(4), "csr", budget=0.25).nonzeros()
     4
-    >>> fit(torch.eye(4), budget=0.5)[0].name
+    >>> fit(torch.eye(4), budget=0.5, names=["low_rank", "diagonal"])[0].name
     'diagonal'
     """
     if structure is not None:
         return find_structure(structure).fit(dense, budget, **options).structure
-    candidates = []
-    for name in fittable():
-        try:
-            found = STRUCTURES[name].fit(dense, budget, **options)
-        except (BudgetError, FitError):
-            continue  # no member of this structure fits the size or the budget
-        a = found.structure
-        candidates.append(Candidate(name, found, stored_numbers(a), index_bytes(a), a.multiply_adds()))
-    if not candidates:
-        STRUCTURES["dense"].fit(dense, budget, **options)  # says what is wrong with matrix or budget
-    return sorted(candidates, key=lambda c: (c.error, c.stored_numbers, c.name))
+    return compare_fits(dense, budget, **options)
+
+
+def compare_fits(
+    dense: Tensor,
+    budget: float | None = None,
+    *,
+    seconds: float | None = 30.0,
+    batch: int | None = 64,
+    names: Sequence[str] | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> FitTable:
+    """The table of `fit`: every structure (or those named) tried at once, then timed one after the other."""
+    if seconds is not None and not seconds > 0:
+        raise FitError(f"fit: seconds must be above 0 (or None for no limit), got {seconds!r}", got=seconds)
+    if batch is not None and batch < 1:
+        raise FitError(f"fit: batch must be at least 1 (or None: not timed), got {batch!r}", got=batch)
+    tried = fittable() if names is None else [find_structure(name).name for name in names]
+    rows, errors = fit_all(tried, dense, budget, seconds, progress, options)
+    if not rows:
+        raise _nothing(dense, budget, errors)
+    dense_seconds = None
+    if batch is not None:
+        rows, dense_seconds = time_products(rows, dense, batch)
+    m, n = dense.shape
+    skipped = {name: str(error).splitlines()[0] for name, error in errors.items()}
+    return FitTable(mark_optimal(rows), (m, n), budget, skipped, batch, dense_seconds)
+
+
+def _nothing(dense: Tensor, budget: float | None, errors: Mapping[str, OneMatrixError]) -> OneMatrixError:
+    """The error to raise where no structure has a member: the matrix's or the budget's own, or all of them."""
+    if len(errors) == 1:
+        return next(iter(errors.values()))
+    try:
+        STRUCTURES["dense"].fit(dense, budget)
+    except OneMatrixError as error:
+        return error
+    return FitError("fit: no structure has a member: " + "; ".join(map(str, errors.values())))
 
 
 def find_structure(name: str) -> type[Structure]:

@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from onematrix.errors import ShapeError
 from onematrix.programs.block_matrix import Block, BlockMatrix, leading, operand_shape
 from onematrix.programs.joins import Join, contraction_axes
-from onematrix.programs.part import Part
+from onematrix.programs.part import ONE, Part
 from onematrix.programs.program import Program
 from onematrix.programs.schedule import Loop, Node, Row, Seq, Step, loop_matrices, walk
 from onematrix.programs.text import print_structure
+from onematrix.structures.base import Structure
+from onematrix.structures.column import Column
 from onematrix.structures.dense import Dense
+from onematrix.structures.diagonal import Diagonal
 from onematrix.structures.embedding import Embedding
 from onematrix.structures.identity import Identity
 from onematrix.structures.sizes import Size, evaluate_size, multiply_sizes
-from onematrix.structures.tree import index_bytes, stored_numbers
+from onematrix.structures.tree import index_bytes, leaves, stored_numbers
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class Work:
 
     products: block products; dense_entries: entries of the whole block matrices applied, zeros included;
     nonzeros: entries of the blocks applied; multiply_adds: of the fast forms and contractions;
-    joined, activated: numbers that go through a join or an activation.
+    joined, activated: numbers that go through a join or an activation; in_products: the multiply-adds that
+    `torch.utils.flop_counter` counts too (as 2 flops): of contractions and of stored matrices, without biases,
+    scales, sums and means.
     """
 
     products: int = 0
@@ -33,6 +38,7 @@ class Work:
     multiply_adds: int = 0
     joined: int = 0
     activated: int = 0
+    in_products: int = 0
 
     def __add__(self, other: "Work") -> "Work":
         return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -98,20 +104,35 @@ def places(program: Program) -> Iterator[tuple[str, str, str, Block]]:
 
 def work_of(node: Node, program: Program, sizes: Mapping[str, int]) -> Work:
     """Cost of running one node of the program's schedule once, per sample."""
+    return sum((work for _, work in works(node, program, sizes)), Work())
+
+
+def works(node: Node, program: Program, sizes: Mapping[str, int]) -> Iterator[tuple[str | None, Work]]:
+    """(part, cost) of every row and of every row of a loop's maps, per run of the node and sample.
+
+    A row inside a loop comes once, with the cost of all ticks. What belongs to no part (the entries of whole
+    block matrices) comes with None.
+    """
     if isinstance(node, Step):
-        return sum((_row_work(row, program, sizes) for row in node.rows), _whole_matrix(node, program, sizes))
-    if isinstance(node, Seq):
-        return sum((work_of(child, program, sizes) for child in node.body), Work())
-    if node.over is None:
-        rounds = node.at_most if node.times is None else evaluate_size(node.times, sizes)
-        init = _map_work(node, node.init, program, sizes) if node.init is not None else Work()
-        return init + work_of(node.body, program, sizes).times(rounds)
-    per_tick = work_of(node.body, program, sizes)
-    once = Work()
-    for name, matrix in loop_matrices(node):
-        work = _map_work(node, matrix, program, sizes)
-        once, per_tick = (once + work, per_tick) if name == "init" else (once, per_tick + work)
-    return once + per_tick.times(evaluate_size(node.length, sizes))
+        yield None, _whole_matrix(node, program, sizes)
+        for row in node.rows:
+            yield row.part, _row_work(row, program, sizes)
+    elif isinstance(node, Seq):
+        for child in node.body:
+            yield from works(child, program, sizes)
+    else:
+        rounds = _rounds(node, sizes)
+        for name, matrix in loop_matrices(node):
+            for part, work in _map_works(node, matrix, program, sizes):
+                yield part, work if name == "init" else work.times(rounds)
+        for part_or_none, work in works(node.body, program, sizes):
+            yield part_or_none, work.times(rounds)
+
+
+def _rounds(loop: Loop, sizes: Mapping[str, int]) -> int:
+    if loop.over is not None:
+        return evaluate_size(loop.length, sizes)
+    return loop.at_most if loop.times is None else evaluate_size(loop.times, sizes)
 
 
 def _row_work(row: Row, program: Program, sizes: Mapping[str, int]) -> Work:
@@ -120,12 +141,14 @@ def _row_work(row: Row, program: Program, sizes: Mapping[str, int]) -> Work:
     work = Work()
     for blocks in row.sums:
         for column, block in blocks:
-            work = work + _block_work(None if own else target, program.parts[column], block, sizes)
+            one = _block_work(None if own else target, program.parts[column], block, sizes)
+            work = work + (replace(one, in_products=0) if column == ONE else one)  # a bias is added
     size = evaluate_size(target.features, sizes)
     if row.activation.name != "identity":
         work = work + Work(activated=size)
     if row.join is not None:
-        work = work + Work(joined=size * (len(row.sums) - 1), multiply_adds=_contraction(row, program, sizes))
+        adds = _contraction(row, program, sizes)
+        work = work + Work(joined=size * (len(row.sums) - 1), multiply_adds=adds, in_products=adds)
     return work
 
 
@@ -149,16 +172,16 @@ def _contraction(row: Row, program: Program, sizes: Mapping[str, int]) -> int:
     return math.prod(evaluate_size(length, sizes) for length in lengths.values())
 
 
-def _map_work(loop: Loop, matrix: BlockMatrix, program: Program, sizes: Mapping[str, int]) -> Work:
-    work = Work()
+def _map_works(
+    loop: Loop, matrix: BlockMatrix, program: Program, sizes: Mapping[str, int]
+) -> Iterator[tuple[str, Work]]:
     for (row, column), block in matrix:
         target, source = program.parts[row], program.parts[column]
         if matrix is loop.outputs:
             target = target.peel(loop.length) or target
         if matrix is loop.feeds and loop.over is not None:
             source = source.peel(loop.over) or source
-        work = work + _block_work(target, source, block, sizes)
-    return work
+        yield row, _block_work(target, source, block, sizes)
 
 
 def _block_work(target: Part | None, source: Part, block: Block, sizes: Mapping[str, int]) -> Work:
@@ -171,7 +194,23 @@ def _block_work(target: Part | None, source: Part, block: Block, sizes: Mapping[
         structure, Dense | Embedding
     )  # columns are picked, not multiplied
     adds = 0 if picks else structure.multiply_adds()
-    return Work(products=1, nonzeros=structure.nonzeros(), multiply_adds=adds).times(repeats)
+    inner = adds if mixes(structure) else 0
+    return Work(products=1, nonzeros=structure.nonzeros(), multiply_adds=adds, in_products=inner).times(
+        repeats
+    )
+
+
+def mixes(structure: Structure) -> bool:
+    """Whether a stored number other than a scale or a bias takes part: some matrix inside is multiplied by.
+
+    >>> import torch
+    >>> mixes(Dense(torch.ones(2, 3))), mixes(Diagonal(torch.ones(3)))
+    (True, False)
+    """
+    inner = [v if isinstance(v, tuple) else (v,) for v in vars(structure).values()]
+    if parts := [s for group in inner for s in group if isinstance(s, Structure)]:
+        return any(map(mixes, parts))
+    return not isinstance(structure, Diagonal | Column) and next(leaves(structure), None) is not None
 
 
 def _repeats(target: Part | None, source: Part, block: Block, sizes: Mapping[str, int]) -> int:

@@ -1,5 +1,6 @@
 """om.Linear: a linear layer whose weight is any structure."""
 
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -16,7 +17,8 @@ class Linear(nn.Module):
     """y = x Aᵀ + b for a structure A: (m, n); x: (..., n) → y: (..., m).
 
     The structure's tensors become parameters (integers: buffers) named by field path; `structure` gives
-    the current value. bias: None, a vector (m,), or True for zeros in the structure's dtype.
+    the current value. bias: None, a vector (m,), or True for zeros in the structure's dtype. product: how to
+    compute (structure, x) → x Aᵀ, by default `structure.matmul`; `kernels.structured_choice` measures others.
     Raises ShapeError on a wrong width, DTypeError on a wrong dtype.
 
     >>> import onematrix as om
@@ -29,8 +31,14 @@ class Linear(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, structure: Structure, bias: Tensor | bool | None = None) -> None:
+    def __init__(
+        self,
+        structure: Structure,
+        bias: Tensor | bool | None = None,
+        product: Callable[[Structure, Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
+        self.product = product
         self._ownership = adopt(self, [structure], name_leaves([structure], [""]))
         self.register_parameter("bias", self._make_bias(structure, bias))
 
@@ -58,7 +66,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., n) → x Aᵀ + b: (..., m)."""
-        y = self.structure.matmul(x)
+        a = self.structure
+        y = a.matmul(x) if self.product is None else self.product(a, x)
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:

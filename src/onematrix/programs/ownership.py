@@ -90,7 +90,9 @@ def slot_tensors(module: nn.Module, ownership: Ownership) -> list[Tensor]:
 def _slot(place: nn.Module, path: tuple[str, ...]) -> Tensor:
     for name in path[:-1]:
         place = place._modules[name]  # type: ignore[assignment]
-    found = place._parameters.get(path[-1])
+    found: Tensor | None = place._parameters.get(path[-1])
+    if found is None:
+        found = place._buffers.get(path[-1])
     return getattr(place, path[-1]) if found is None else found
 
 

@@ -21,6 +21,8 @@ from onematrix.structures.sizes import size_names
 
 if TYPE_CHECKING:
     from onematrix.programs.counts import Counts
+    from onematrix.programs.description import Description
+    from onematrix.structures.compressed import CSR
 
 
 class Program:
@@ -131,6 +133,29 @@ class Program:
         from onematrix.programs.counts import count
 
         return count(self, sizes)
+
+    def to_csr(self, output: str | None = None, input: str | None = None, **sizes: int) -> "CSR":
+        """A of y = A x + b from an input part to an output part, sparse all the way, in float64.
+
+        output, input: names of parts (input: any part outside loops, then taken as given); None: all outputs or
+        inputs, stacked. input="one": the constant column b. sizes: every free size. Index parts are one-hot.
+        Raises ProgramError naming the row where the path stops being affine, ShapeError naming missing sizes.
+        """
+        from onematrix.programs.explicit import to_csr
+
+        return to_csr(self, output, input, sizes)
+
+    def to_dense(self, output: str | None = None, input: str | None = None, **sizes: int) -> Tensor:
+        """The same matrix as `to_csr`, dense: (features of the output, features of the input), in float64."""
+        from onematrix.programs.explicit import explicit_matrix
+
+        return torch.from_numpy(explicit_matrix(self, output, input, sizes).toarray())
+
+    def describe(self, part: str, **sizes: int) -> "Description":
+        """Bandwidths, triangularity, non-zeros of the blocks a part reads, and the order of its row."""
+        from onematrix.programs.description import describe
+
+        return describe(self, part, sizes)
 
     def text(self) -> str:
         """The program as text; `om.parse` reads it back."""

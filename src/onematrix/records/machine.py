@@ -4,7 +4,7 @@ import os
 import platform
 from importlib import metadata
 
-PACKAGES = ("torch", "numpy", "scipy", "safetensors", "matplotlib", "scikit-learn", "numba")
+PACKAGES = ("torch", "numpy", "scipy", "safetensors", "matplotlib", "scikit-learn", "numba", "triton")
 
 
 def versions() -> dict[str, str]:

@@ -43,7 +43,7 @@ def compare(
         sides = [(0, candidate), (1, peer)]
         seconds = [0.0, 0.0]
         for side, function in sides if number % 2 == 0 else reversed(sides):
-            seconds[side] = _seconds(function, repeats[side])
+            seconds[side] = seconds_per_call(function, repeats[side])
         times.append(seconds)
     ratios = [theirs / ours for ours, theirs in times]
     low, high = median_interval(ratios)
@@ -69,7 +69,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 def time_call(function: Callable[[], object], timings: int = 11) -> float:
     """Median seconds of one call."""
     calls = _calls(function)
-    return statistics.median(_seconds(function, calls) for _ in range(timings))
+    return statistics.median(seconds_per_call(function, calls) for _ in range(timings))
 
 
 def conditions(pairs: int = PAIRS) -> str:
@@ -96,11 +96,19 @@ HEAD = f"{'':<34}{'candidate':>12}{'peer':>13}{'ratio':>8}{'':<16}{'target':>7}"
 
 def _calls(function: Callable[[], object]) -> int:
     function()
-    return max(1, round(SAMPLE_SECONDS / max(_seconds(function, 2), 1e-7)))
+    return max(1, round(SAMPLE_SECONDS / max(seconds_per_call(function, 2), 1e-7)))
 
 
-def _seconds(function: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
+def clock() -> float:
+    """Seconds of the clock, once a GPU in use has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_per_call(function: Callable[[], object], calls: int) -> float:
+    """Mean seconds of a call, over so many."""
+    start = clock()
     for _ in range(calls):
         function()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls

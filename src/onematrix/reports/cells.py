@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onematrix.reports.palette import colour_of
+from onematrix.reports.palette import colour_of, kind_of
 from onematrix.reports.patterns import nonzero_pattern, shrink_pattern
 from onematrix.structures.base import Structure
 from onematrix.structures.identity import Scaled, Zero
@@ -13,6 +13,8 @@ from onematrix.structures.low_rank import LowRank
 PIXELS = 240  # of a pattern's longer side in the picture
 LINES = ("identity", "diagonal")
 SMALLEST = 0.07  # inches; below that a block is a dot
+LETTER = 0.0088  # width of a letter in inches, per point of its size
+FILLED = ("dense", "embedding", "column")  # every entry is stored, whatever its value
 TINT = "26"  # opacity of a block's ground where it stores nothing, in hexadecimal
 
 
@@ -44,8 +46,14 @@ def factor_label(structure: Structure) -> str:
     return known.get(ratio, f"{structure.factor:.3g}".replace("-", "−"))
 
 
-def draw_cell(axes: Any, structure: Structure, box: Box, cell: Box) -> None:
-    """Draw a block into its rectangle; its factor stands in the upper right of the cell around it."""
+def draw_cell(
+    axes: Any, structure: Structure, box: Box, cell: Box, most: int | None = None, pixels: int = PIXELS
+) -> None:
+    """Draw a block into its rectangle; its factor stands in the upper right of the cell around it.
+
+    most: entries of a matrix whose pattern is shown, larger ones are filled; by default as `entries` says.
+    pixels: of the longer side of a pattern. A factor that is wider than its cell is left out.
+    """
     inner = structure.inner if isinstance(structure, Scaled) else structure
     colour = colour_of(structure)
     draw_ground(axes, box, colour + TINT, colour)
@@ -58,11 +66,11 @@ def draw_cell(axes: Any, structure: Structure, box: Box, cell: Box) -> None:
     elif inner.name in LINES:
         x, y = [box.left, box.left + box.width], [box.top, box.top + box.height]
         axes.plot(x, y, color=colour, linewidth=1.3, solid_capstyle="butt")
-    elif inner.name == "dense" or (pattern := nonzero_pattern(inner)) is None or pattern.all():
+    elif kind_of(inner) in FILLED or (pattern := nonzero_pattern(inner, most)) is None or pattern.all():
         draw_ground(axes, box, colour, colour)
     else:
-        _draw_pattern(axes, pattern, colour, box)
-    if text := factor_label(structure):
+        _draw_pattern(axes, pattern, colour, box, pixels)
+    if (text := factor_label(structure)) and _width(text, cell) < cell.width:
         _write(axes, text, cell, right=True)
 
 
@@ -84,10 +92,19 @@ def _write(axes: Any, text: str, box: Box, right: bool = False) -> None:
         text,
         ha="center",
         va="center",
-        fontsize=max(6.0, min(9.0, 20 * min(box.width, box.height))),
+        fontsize=_points(box),
         color="#111111",
         clip_on=False,
     )
+
+
+def _points(box: Box) -> float:
+    return max(6.0, min(9.0, 20 * min(box.width, box.height)))
+
+
+def _width(text: str, box: Box) -> float:
+    """Inches a factor is wide."""
+    return LETTER * _points(box) * len(text)
 
 
 def _draw_factors(axes: Any, structure: LowRank, colour: str, box: Box) -> None:
@@ -110,8 +127,10 @@ def _draw_factors(axes: Any, structure: LowRank, colour: str, box: Box) -> None:
         _write(axes, f"rank {structure.rank}", rest)
 
 
-def _draw_pattern(axes: Any, pattern: np.ndarray, colour: str, box: Box) -> None:
-    opacity = shrink_pattern(pattern, PIXELS)
+def _draw_pattern(axes: Any, pattern: np.ndarray, colour: str, box: Box, pixels: int) -> None:
+    opacity = shrink_pattern(pattern, pixels)
+    if pixels != PIXELS:
+        opacity = opacity**0.5  # few large pixels: a thin diagonal is a small share of each
     image = np.empty((*opacity.shape, 4))
     image[..., :3] = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     image[..., 3] = opacity

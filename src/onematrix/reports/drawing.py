@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onematrix.errors import OneMatrixError
 from onematrix.programs.block_matrix import BlockMatrix
@@ -12,11 +12,13 @@ from onematrix.programs.part import Part
 from onematrix.programs.program import Program
 from onematrix.programs.schedule import Step
 from onematrix.records.files import write_text
-from onematrix.reports.drawing_page import drawing_page
+from onematrix.reports.drawing_page import drawing_page, panel_rows
 from onematrix.reports.figures import FORMATS, LOOK, new_figure, render, require_matplotlib, save, targets
-from onematrix.reports.grid import AREAS, block_id, draw_panel, frame
+from onematrix.reports.grid import AREAS, SCALES, block_id, draw_panel, frame
 from onematrix.reports.heat_map import caption_of, paint_values
-from onematrix.reports.palette import colour_of, kind_of
+from onematrix.reports.legend import draw_legend, legend_entries
+from onematrix.reports.model_figure import draw_model
+from onematrix.reports.model_picture import has_layers
 from onematrix.reports.panels import (
     Panel,
     describe_schedule,
@@ -33,11 +35,6 @@ if TYPE_CHECKING:
 
 Drawable = Program | BlockMatrix | Step | Structure
 WIDEST = 15.0  # inches of panels side by side
-SCALES = {
-    "size": "Sides grow with the square root of a part's size; the smallest are enlarged.",
-    "bytes": "Areas of blocks are proportional to stored bytes; a dot stores nothing or almost nothing.",
-    "equal": "All parts are drawn alike.",
-}
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,15 @@ class Picture:
         }
 
 
-def draw(what: Drawable, path: str | Path, *, area: str = "size", title: str = "") -> list[Path]:
+def draw(
+    what: Drawable,
+    path: str | Path,
+    *,
+    area: str = "size",
+    title: str = "",
+    zoom: str | None = None,
+    fold: bool = True,
+) -> list[Path]:
     """Draw a matrix as a grid of blocks: parts with sizes on both sides, colour by structure.
 
     Non-zeros are visible in sparse blocks, low-rank blocks show their two thin factors, the activation
@@ -68,18 +73,28 @@ def draw(what: Drawable, path: str | Path, *, area: str = "size", title: str = "
     square root of a part's size (area="size"); area="bytes": the area of each block is proportional to its
     stored bytes; "equal": all parts alike. path: .svg, .png, .html (a page with the picture and a table), or
     without suffix for SVG and PNG. Gives the paths written; equal input gives equal bytes.
-    Raises OneMatrixError for other suffixes, things that have no matrix, and matrices without a block.
+
+    A program converted from a module, or with layers that repeat, is one block matrix over all its parts: equal
+    layers are drawn once, in a frame that says how often they stand there, and rows of one module together until
+    about 40 rows are left. zoom: only the parts whose name fits, "encoder.layer.0.*". fold=False: every part.
+    Raises OneMatrixError for other suffixes, things that have no matrix, matrices without a block, and a zoom
+    that fits nothing.
     """
     if area not in AREAS:
         raise OneMatrixError(f"draw: area {area!r} is unknown; there are: {', '.join(AREAS)}")
     require_matplotlib()
+    if isinstance(what, Program) and (zoom is not None or has_layers(what)):
+        return draw_model(what, path, area, title, zoom, fold)
+    if zoom is not None:
+        raise OneMatrixError(f"draw: zoom={zoom!r} names parts of a program, got {type(what).__name__}")
     picture = _picture(what, area, title)
     paths = targets(path, (*FORMATS, ".html"))
     with require_matplotlib().rc_context(LOOK):
         if paths[0].suffix == ".html":
             bare = replace(picture, caption="", title="")
             svg = render(_paint(what, bare), "svg", picture.titles).decode()
-            return [write_text(paths[0], drawing_page(svg, picture.panels, picture.caption, title))]
+            rows = panel_rows(picture.panels, svg)
+            return [write_text(paths[0], drawing_page(svg, rows, picture.caption, title))]
         return save(_paint(what, picture), paths, picture.titles)
 
 
@@ -127,7 +142,7 @@ def _paint_panels(picture: Picture) -> "Figure":
     frames = [frame(panel, picture.parts, picture.area) for panel in picture.panels]
     shelves = _shelves(frames)
     width = max(4.2, *(sum(frames[i][0] for i in shelf) for shelf in shelves))
-    entries = _legend_entries(picture.panels)
+    entries = legend_entries(block for panel in picture.panels for block in panel.blocks.values())
     columns = max(1, min(len(entries), int(width / 2.6)))
     lines = textwrap.wrap(picture.caption, int(width * 16.5))
     legend = 0.2 * -(-len(entries) // columns) + 0.1
@@ -137,7 +152,7 @@ def _paint_panels(picture: Picture) -> "Figure":
     if picture.title:
         figure.text(0.01, 1 - 0.1 / height, picture.title, fontsize=13, weight="bold", va="top")
     _place_panels(figure, picture, frames, shelves, head)
-    _legend(figure, entries, columns, foot / height)
+    draw_legend(figure, entries, columns, foot / height)
     figure.text(0.01, 0.0, "\n".join(lines), fontsize=7.5, color="#444444", va="bottom", linespacing=1.3)
     return figure
 
@@ -169,36 +184,3 @@ def _shelves(frames: Sequence[tuple[float, float]]) -> list[list[int]]:
             rows.append([])
         rows[-1].append(i)
     return rows
-
-
-def _legend_entries(panels: Sequence[Panel]) -> dict[str, str]:
-    """Text → colour, one entry per kind of matrix with what its blocks store together."""
-    kinds: dict[str, list[Structure]] = {}
-    for panel in panels:
-        for block in panel.blocks.values():
-            kinds.setdefault(kind_of(block), []).append(block)
-    return {
-        f"{name.replace('_', '-')}: {_count(len(blocks))}, {stored_numbers(*blocks):,} numbers": colour_of(
-            blocks[0]
-        )
-        for name, blocks in kinds.items()
-    }
-
-
-def _count(blocks: int) -> str:
-    return "1 block" if blocks == 1 else f"{blocks} blocks"
-
-
-def _legend(figure: Any, entries: Mapping[str, str], columns: int, top: float) -> None:
-    from matplotlib.patches import Patch
-
-    figure.legend(
-        handles=[Patch(color=colour, label=text) for text, colour in entries.items()],
-        loc="upper left",
-        bbox_to_anchor=(0.0, top),
-        ncol=columns,
-        frameon=False,
-        fontsize=8.5,
-        handlelength=1.2,
-        columnspacing=1.6,
-    )

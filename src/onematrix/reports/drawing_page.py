@@ -1,7 +1,7 @@
 """A drawing as a page by itself: the picture, a caption, and a table whose rows point at the blocks."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onematrix.reports.embedding import inline_svg
 from onematrix.reports.grid import block_id
@@ -17,15 +17,19 @@ td a{color:inherit}
 """
 
 
-def drawing_page(svg: str, panels: Sequence[Panel], caption: str, title: str) -> str:
+def drawing_page(svg: str, rows: Sequence[Mapping[str, object]], caption: str, title: str) -> str:
     """The page. A click on a block's name frames it in the picture; the pointer on a block tells its numbers."""
     name = html.escape(title or "One matrix")
-    rows = [_row(panel, *place, svg) for panel in panels for place in panel.blocks]
     return (
         f"{HEAD}<title>{name}</title><style>{STYLE}{POINTING}</style>\n<h1>{name}</h1>\n"
         f"<figure>{inline_svg(svg)}<figcaption>{html.escape(caption)}</figcaption></figure>\n"
         f'<div class="wide">{Table.from_rows(rows).to_html()}</div>\n</html>\n'
     )
+
+
+def panel_rows(panels: Sequence[Panel], svg: str) -> list[dict[str, object]]:
+    """One row of the table per block, which leads to the block in the picture."""
+    return [_row(panel, *place, svg) for panel in panels for place in panel.blocks]
 
 
 def _row(panel: Panel, row: str, column: str, svg: str) -> dict[str, object]:

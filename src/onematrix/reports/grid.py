@@ -1,6 +1,6 @@
 """A block matrix as a grid: parts along both sides, a block in each place, the activation of each row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onematrix.programs.part import ONE, Part
@@ -12,7 +12,12 @@ from onematrix.structures.tree import stored_bytes
 THIN = 0.16  # width of the column of the constant 1, in inches
 NARROW = 0.3  # least side of any other part: room for its label
 GAP = 0.018  # between neighbouring blocks
-AREAS = ("size", "bytes", "equal")
+SCALES = {
+    "size": "Sides grow with the square root of a part's size; the smallest are enlarged.",
+    "bytes": "Areas of blocks are proportional to stored bytes; a dot stores nothing or almost nothing.",
+    "equal": "All parts are drawn alike.",
+}
+AREAS = tuple(SCALES)
 FREE = 8  # a free size is drawn as if it were this
 SLOPE = 0.77  # sine of the 50 degrees by which column labels are turned
 LETTER = 0.078  # width of a letter of a label
@@ -147,8 +152,12 @@ def _note_width(panel: Panel, parts: Mapping[str, Part]) -> float:
 
 
 def _shrink(block: Structure, cell: Box, most: int) -> Box:
+    return shrink([block], cell, most)
+
+
+def shrink(blocks: Sequence[Structure], cell: Box, most: int) -> Box:
     """A rectangle in the middle of the cell whose area is proportional to the stored bytes; a dot for none."""
-    share = max(0.1, (stored_bytes(block) / most) ** 0.5 if most else 0.0)
+    share = max(0.1, (stored_bytes(*blocks) / most) ** 0.5 if most else 0.0)
     width, height = cell.width - 2 * GAP, cell.height - 2 * GAP
     w, h = width * share, height * share
     return Box(cell.left + (cell.width - w) / 2, cell.top + (cell.height - h) / 2, w, h)

@@ -3,6 +3,7 @@
 import colorsys
 import hashlib
 
+from onematrix.structures.algebra import Transposed
 from onematrix.structures.base import Structure
 from onematrix.structures.identity import Scaled
 
@@ -26,8 +27,8 @@ ZERO = "#BBBBBB"
 
 
 def kind_of(structure: Structure) -> str:
-    """The name a legend shows: that of the structure inside, where only a factor stands before it."""
-    return kind_of(structure.inner) if isinstance(structure, Scaled) else structure.name
+    """The name a legend shows: that of the structure inside, where it is only scaled or transposed."""
+    return kind_of(structure.inner) if isinstance(structure, Scaled | Transposed) else structure.name
 
 
 def colour_of(structure: Structure) -> str:

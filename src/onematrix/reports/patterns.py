@@ -9,10 +9,10 @@ LARGEST = 40_000_000  # entries of a matrix that is looked at entry by entry
 FAINTEST = 0.25  # opacity of a pixel that holds a single entry among many zeros
 
 
-def entries(structure: Structure) -> np.ndarray | None:
-    """The definition as an array (m, n); None on the meta device, with free sizes or above LARGEST entries."""
+def entries(structure: Structure, most: int | None = None) -> np.ndarray | None:
+    """The definition as an array (m, n); None on the meta device, with free sizes or above `most` entries."""
     m, n = structure.shape
-    if isinstance(m, str) or isinstance(n, str) or m * n > LARGEST:
+    if isinstance(m, str) or isinstance(n, str) or m * n > (LARGEST if most is None else most):
         return None
     weight = structure.any_weight()
     if weight is not None and weight.device.type == "meta":
@@ -21,9 +21,9 @@ def entries(structure: Structure) -> np.ndarray | None:
         return structure.to_dense().detach().double().cpu().numpy()
 
 
-def nonzero_pattern(structure: Structure) -> np.ndarray | None:
+def nonzero_pattern(structure: Structure, most: int | None = None) -> np.ndarray | None:
     """Where the definition is not zero, as booleans (m, n); None where `entries` is."""
-    found = entries(structure)
+    found = entries(structure, most)
     return None if found is None else found != 0
 
 

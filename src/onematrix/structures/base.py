@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from numbers import Integral
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -56,6 +57,7 @@ class Structure(abc.ABC):
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]
             _check_field(self, field.name, getattr(self, field.name))
+        _check_alike(self)
         self.check()
 
     def check(self) -> None:  # noqa: B027
@@ -189,6 +191,7 @@ class Structure(abc.ABC):
         if budget is not None:
             check_budget(budget, cls.name)
             size["budget"] = budget
+        _check_rank(cls.name, size.get("rank"))
         return cls._fit(dense, gram, **size)
 
     def _check_input(self, x: Tensor, side: int) -> None:
@@ -306,13 +309,56 @@ def _check_field(owner: Structure, name: str, value: object) -> None:
         )
 
 
+def _check_alike(owner: Structure) -> None:
+    """Raise DTypeError unless all numbers are real, of one dtype and on one device."""
+    weights = [(name, v) for name, v in owner.__dict__.items() if isinstance(v, Tensor)]
+    for name, value in weights:
+        if value.is_complex():
+            raise DTypeError(
+                f"{owner.name}.{name}: real numbers were needed, got {value.dtype}; hold real and imaginary "
+                "part in structures of their own",
+                got=value.dtype,
+            )
+    floating = [(name, v) for name, v in weights if v.is_floating_point()]
+    for name, value in floating[1:]:
+        first = floating[0][1]
+        if (value.dtype, value.device) != (first.dtype, first.device):
+            raise DTypeError(
+                f"{owner.name}: {floating[0][0]} is {first.dtype} on {first.device}, {name} is {value.dtype} on "
+                f"{value.device}; convert one of them with .to(...)",
+                needed=first.dtype,
+                got=value.dtype,
+            )
+
+
+def _check_rank(who: str, rank: object) -> None:
+    """Raise FitError unless None, an integer of at least 1, or several, which the structure itself checks."""
+    if rank is None or isinstance(rank, tuple | list):
+        return
+    if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
+        raise FitError(f"{who}: rank must be at least 1, got {rank!r}; it is an integer", got=rank)
+
+
 def _check_matrix(cls: type[Structure], dense: Tensor, gram: Tensor | None) -> None:
     if dense.dim() != 2 or 0 in dense.shape:
         raise FitError(f"{cls.name}: a non-empty matrix was needed, got shape {tuple(dense.shape)}")
     if not dense.is_floating_point():
         raise FitError(f"{cls.name}: a real matrix was needed, got {dense.dtype}; convert it with .float()")
+    if dense.is_meta:
+        raise FitError(f"{cls.name}: a matrix with numbers was needed, got one on the meta device")
     if bad := int((~torch.isfinite(dense)).sum()):
         raise FitError(f"{cls.name}: {bad} of {dense.numel()} entries are nan or infinite", bad=bad)
-    if gram is not None and gram.shape != (dense.shape[1],) * 2:
-        n = dense.shape[1]
-        raise FitError(f"{cls.name}: gram must be {n}×{n} (XᵀX of the inputs), got {tuple(gram.shape)}")
+    if gram is not None:
+        _check_gram(cls.name, dense, gram)
+
+
+def _check_gram(who: str, dense: Tensor, gram: Tensor) -> None:
+    n = dense.shape[1]
+    if gram.shape != (n, n):
+        raise FitError(f"{who}: gram must be {n}×{n} (XᵀX of the inputs), got {tuple(gram.shape)}")
+    if not gram.is_floating_point() or gram.device != dense.device:
+        raise FitError(
+            f"{who}: gram must be real and on {dense.device} as the matrix is, got {gram.dtype} on {gram.device}"
+        )
+    if bad := int((~torch.isfinite(gram)).sum()):
+        raise FitError(f"{who}: {bad} of {gram.numel()} entries of gram are nan or infinite", bad=bad)

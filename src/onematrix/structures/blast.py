@@ -10,6 +10,8 @@ from torch import Tensor
 from onematrix.errors import FitError, ShapeError
 from onematrix.structures.base import Fit, Structure, below_minimum, relative_error
 from onematrix.structures.blast_fit import choose_blocks, fit_blast, rank_bound
+from onematrix.structures.deviations import core_deviations
+from onematrix.structures.grouped_product import multiply_columns
 from onematrix.structures.multilinear_fit import Search
 from onematrix.structures.sizes import Size, numbers_within
 
@@ -78,16 +80,16 @@ class Blast(Structure):
 
     def _matmul(self, x: Tensor) -> Tensor:
         (b1, p, _), (b2, _, q) = self.left.shape, self.right.shape
-        inner = torch.bmm(self.right, _columns(x, b2, q))
+        inner = multiply_columns(self.right, _columns(x, b2, q))
         coupled = torch.bmm(self.coupling, inner.transpose(0, 1))
-        out = torch.bmm(self.left, coupled.transpose(0, 1))
+        out = multiply_columns(self.left, coupled.transpose(0, 1))
         return out.reshape(b1 * p, -1).mT.reshape(*x.shape[:-1], b1 * p)
 
     def _rmatmul(self, y: Tensor) -> Tensor:
         (b1, p, _), (b2, _, q) = self.left.shape, self.right.shape
-        inner = torch.bmm(self.left.mT, _columns(y, b1, p))
+        inner = multiply_columns(self.left.mT, _columns(y, b1, p))
         coupled = torch.bmm(self.coupling.mT, inner.transpose(0, 1))
-        out = torch.bmm(self.right.mT, coupled.transpose(0, 1))
+        out = multiply_columns(self.right.mT, coupled.transpose(0, 1))
         return out.reshape(b2 * q, -1).mT.reshape(*y.shape[:-1], b2 * q)
 
     def multiply_adds(self) -> int:
@@ -135,15 +137,11 @@ class Blast(Structure):
         blocks: tuple[int, int] | None = None,
         **size: Any,
     ) -> Self:
-        """U entries N(0, 1/r), s entries N(0, 1/b2), V entries N(0, 1/q): one over the inputs of each sum."""
+        """Factors of the deviations of `core_deviations`: U sums over r inputs, s over b2, V over q."""
         (b1, b2), rank = _choose_sizes(cls, m, n, budget, rank, blocks)
-
-        def normal(fan: int, *shape: int) -> Tensor:
-            entries: Tensor = torch.randn(shape, generator=generator) / float(fan) ** 0.5
-            return entries
-
-        right = normal(n // b2, b2, rank, n // b2)
-        return cls(normal(rank, b1, m // b1, rank), normal(b2, rank, b1, b2), right)
+        shapes = ((b1, m // b1, rank), (rank, b1, b2), (b2, rank, n // b2))
+        sizes = core_deviations([rank, b2, n // b2])
+        return cls(*(torch.randn(s, generator=generator) * d for s, d in zip(shapes, sizes, strict=True)))
 
     @classmethod
     def examples(cls, generator: torch.Generator) -> Iterator[Self]:

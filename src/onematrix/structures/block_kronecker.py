@@ -10,10 +10,11 @@ from torch import Tensor
 from onematrix.errors import ShapeError
 from onematrix.structures.base import Fit, Structure, relative_error
 from onematrix.structures.block_projection import (
+    CHUNK,
     choose_factors,
     discarded,
-    distance,
     family_candidates,
+    norm_of,
     project,
 )
 from onematrix.structures.family_product import (
@@ -91,7 +92,7 @@ class BlockKronecker(Structure):
     def random(
         cls, m: int, n: int, budget: float = 1.0, generator: torch.Generator | None = None, **size: Any
     ) -> Self:
-        """A ~ N(0, 1/α), B ~ N(0, 1/(β γ ρ)): α and β γ ρ inputs per sum."""
+        """A ~ N(0, 1/(β γ ρ)), B ~ N(0, 1/α): the variance is kept, and both need one rate of Adam."""
         options = choose_factors(cls, (m, n), family_candidates(m, n), budget=budget, **size)
         return cls(*random_family(options[0], generator))
 
@@ -170,10 +171,24 @@ def fit_family(dense: Tensor, gram: Tensor | None, options: Sequence[Factors], c
         return _fit_weighted(dense, gram, options, cls)
     best = min(options, key=lambda f: discarded(dense, f)) if len(options) > 1 else options[0]
     left, right, rest = project(dense, best, dense.dtype)
-    a = _finish(BlockKronecker(left, right), dense, cls)
-    total = float(torch.linalg.vector_norm(dense.detach(), dtype=torch.float64))
-    error = distance(dense.detach(), a.to_dense().detach())
+    found = BlockKronecker(left, right)
+    a, error = _finish(found, dense, cls), _distance(dense.detach(), found)
+    total = norm_of(dense)
     return Fit(a, error / total if total else error, rest**0.5 / total if total else 0.0)
+
+
+def _distance(dense: Tensor, a: BlockKronecker) -> float:
+    """‖W − A‖_F, some rows of blocks, or of one block, at a time: no whole matrix is made."""
+    f, at, norms = a.factors, 0, []
+    width = 4 * f.delta * f.shape[1]
+    blocks, lines = max(1, CHUNK // (f.epsilon * width)), max(1, CHUNK // width)
+    for i in range(0, f.phi, blocks):
+        right = a.right[:, i : i + blocks].contiguous()
+        for j in range(0, f.epsilon, lines):
+            part = BlockKronecker(a.left[i : i + blocks, j : j + lines].contiguous(), right).to_dense()
+            norms.append(torch.linalg.vector_norm(dense[at : at + len(part)] - part, dtype=torch.float64))
+            at += len(part)
+    return float(torch.stack(norms).norm())
 
 
 def _fit_weighted(dense: Tensor, gram: Tensor, options: Sequence[Factors], cls: type[Structure]) -> Fit:

@@ -14,39 +14,67 @@ from onematrix.structures.sizes import numbers_within
 
 CHUNK = 1 << 22  # numbers per batch of blocks, so that the copies in float64 stay small
 GRAM_FROM = 256  # blocks this large, kept to less than half their rank, go by the eigenvalues of their Gram
+GRAM_TOTAL = 1 << 22  # as do blocks of so many numbers together, however narrow
 SMALL = 1 << 14  # matrices up to so many numbers are tried with every split
 
 
 def truncate(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Best U V of a rank per block (K, p, q), √σ on either side, and the sum of the discarded σ², per block.
+    """Best U V of a rank per block (K, p, q) in float64, √σ on either side, and the sum of the discarded σ².
 
     Large blocks kept to a small rank: eigenvectors of the Gram matrix, one power step, and the best
     approximation within their span. A power step divides an error of the span by (σ_r ÷ σ_{r+1})², so a
-    block of that rank comes back to rounding.
+    block of that rank comes back to rounding. Such blocks are never copied whole: besides them stands one
+    Gram matrix of the smaller side.
     """
-    if min(blocks.shape[1:]) < GRAM_FROM or 2 * rank > min(blocks.shape[1:]):
-        u, s, v = torch.linalg.svd(blocks, full_matrices=False)
+    if 2 * rank > min(blocks.shape[1:]) or not _by_gram(blocks, GRAM_FROM):
+        u, s, v = torch.linalg.svd(blocks.double(), full_matrices=False)
         half = s[:, None, :rank].sqrt()
         return u[:, :, :rank] * half, half.mT * v[:, :rank], s[:, rank:].square().sum(-1)
     if blocks.shape[1] > blocks.shape[2]:
         left, right, rest = truncate(blocks.mT, rank)
         return right.mT, left.mT, rest
-    span = torch.linalg.qr(blocks @ (blocks.mT @ _leading(blocks, rank))).Q
-    u, s, v = torch.linalg.svd(span.mT @ blocks, full_matrices=False)
+    vectors = _leading(blocks, rank)
+    span = torch.linalg.qr(_power_step(blocks, vectors)).Q
+    u, s, v = torch.linalg.svd(torch.cat([span.mT @ b for b in _columns(blocks)], -1), full_matrices=False)
     half = s[:, None].sqrt()
-    rest = torch.stack([_outside(q, b) for q, b in zip(span, blocks, strict=True)])
-    return (span @ u) * half, half.mT * v, rest
+    outside = [b.baddbmm_(span, span.mT @ b, alpha=-1).square_().sum((1, 2)) for b in _columns(blocks)]
+    return (span @ u) * half, half.mT * v, torch.stack(outside).sum(0)
 
 
-def _outside(span: Tensor, block: Tensor) -> Tensor:
-    """‖R − Q Qᵀ R‖² of one block, some columns at a time."""
-    parts = torch.split(block, max(1, CHUNK // (4 * len(block))), dim=1)
-    return torch.stack([(b - span @ (span.mT @ b)).square().sum() for b in parts]).sum()
+def _by_gram(blocks: Tensor, size: int) -> bool:
+    """Whether blocks are so large, a side or all together, that they go by their Gram matrix."""
+    return min(blocks.shape[1:]) >= size or blocks.numel() > GRAM_TOTAL
+
+
+def _columns(blocks: Tensor) -> Iterator[Tensor]:
+    """Some columns of every block at a time, in float64; each stands only until the next, in the same memory."""
+    k, p, q = blocks.shape
+    step = min(q, max(1, CHUNK // (4 * k * p)))
+    room = blocks.new_empty(k, p, step, dtype=torch.float64)
+    for part in torch.split(blocks, step, dim=2):
+        yield room[:, :, : part.shape[2]].copy_(part)
+
+
+def _power_step(blocks: Tensor, vectors: Tensor) -> Tensor:
+    """R Rᵀ V per block."""
+    image = torch.zeros_like(vectors)
+    for part in _columns(blocks):
+        image.baddbmm_(part, part.mT @ vectors)
+    return image
+
+
+def _gram(blocks: Tensor) -> Tensor:
+    """R Rᵀ per block in float64."""
+    k, p, _ = blocks.shape
+    gram = blocks.new_zeros(k, p, p, dtype=torch.float64)
+    for part in _columns(blocks):
+        gram.baddbmm_(part, part.mT)
+    return gram
 
 
 def _leading(blocks: Tensor, rank: int) -> Tensor:
     """Leading eigenvectors of R Rᵀ per block, (K, p, rank); a single large one in the memory of its Gram."""
-    gram = blocks @ blocks.mT
+    gram = _gram(blocks)
     if len(gram) > 1 or gram.device.type != "cpu":
         every: Tensor = torch.linalg.eigh(gram).eigenvectors
         return every[:, :, -rank:]
@@ -88,11 +116,17 @@ def project(
 
 
 def _block_rows(dense: Tensor, f: Factors) -> Iterator[Tensor]:
-    """The rearranged blocks (K, ε β, δ α) in float64, some rows of blocks at a time."""
+    """The rearranged blocks (K, ε β, δ α), some rows of blocks at a time."""
     tall = f.epsilon * f.delta
     step = max(1, CHUNK // (tall * f.shape[1]))
     for i in range(0, f.phi, step):
-        yield rearrange(dense[i * tall : (i + step) * tall].detach(), f).flatten(0, 1).double()
+        yield rearrange(dense[i * tall : (i + step) * tall].detach(), f).flatten(0, 1)
+
+
+def norm_of(dense: Tensor) -> float:
+    """‖W‖_F summed in float64, some rows at a time."""
+    rows = torch.split(dense.detach(), max(1, CHUNK // (4 * dense.shape[1])))
+    return float(torch.stack([torch.linalg.vector_norm(r, dtype=torch.float64) for r in rows]).norm())
 
 
 def discarded(dense: Tensor, factors: Factors) -> float:
@@ -100,20 +134,12 @@ def discarded(dense: Tensor, factors: Factors) -> float:
     return sum(float(_squares(b)[:, : -factors.rank].sum()) for b in _block_rows(dense, factors))
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    """‖a − b‖_F in float64, some rows at a time, so that no whole matrix is copied."""
-    step = max(1, CHUNK // a.shape[1])
-    rows = range(0, a.shape[0], step)
-    parts = [(a[i : i + step].double() - b[i : i + step].double()).square().sum() for i in rows]
-    return float(torch.stack(parts).sum().sqrt())
-
-
 def _squares(blocks: Tensor) -> Tensor:
     """σ² per block, rising."""
-    if min(blocks.shape[1:]) < 64:
-        values: Tensor = torch.linalg.svdvals(blocks)
+    if not _by_gram(blocks, 64):
+        values: Tensor = torch.linalg.svdvals(blocks.double())
         return values.flip(-1).square()
-    small = blocks @ blocks.mT if blocks.shape[1] <= blocks.shape[2] else blocks.mT @ blocks
+    small = _gram(blocks if blocks.shape[1] <= blocks.shape[2] else blocks.mT)
     found: Tensor
     if len(small) > 1 or small.device.type != "cpu":
         found = torch.linalg.eigvalsh(small)

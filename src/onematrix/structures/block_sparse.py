@@ -10,7 +10,7 @@ from torch import Tensor
 from onematrix.errors import BudgetError, FitError, ShapeError
 from onematrix.structures.base import Fit, Structure, below_minimum, relative_error
 from onematrix.structures.patterns import random_entries
-from onematrix.structures.sizes import Size, nearest_count, numbers_within
+from onematrix.structures.sizes import Size, check_sides, nearest_count, numbers_within
 
 LARGEST_TILE = 16
 
@@ -69,17 +69,21 @@ class BlockSparse(Structure):
 
     def _to_dense(self) -> Tensor:
         _, p, q = self.tiles.shape
-        dense = self.tiles.new_zeros(self.rows, self.columns)
-        for tile, i, j in zip(self.tiles, self.tile_rows.tolist(), self.tile_columns.tolist(), strict=True):
-            rows, columns = torch.arange(i * p, i * p + p)[:, None], torch.arange(j * q, j * q + q)
-            dense = dense.index_put((rows, columns), tile, accumulate=True)
-        return dense
+        grid = self.tiles.new_zeros(self.rows // p, self.columns // q, p, q)
+        places = self.tile_rows.long(), self.tile_columns.long()
+        grid = grid.index_put(places, self.tiles, accumulate=True)
+        return grid.transpose(1, 2).reshape(self.rows, self.columns)
 
     def _matmul(self, x: Tensor) -> Tensor:
         return _tile_product(self.tiles.mT, x, self.tile_columns, self.tile_rows, self.rows)
 
     def _rmatmul(self, y: Tensor) -> Tensor:
         return _tile_product(self.tiles, y, self.tile_rows, self.tile_columns, self.columns)
+
+    def learning_rate_scale(self) -> dict[str, float]:
+        """n ÷ inputs of one sum, of which a row has K p q ÷ m on average."""
+        m, n = self.fixed_shape
+        return {"tiles": m * n / max(1, self.tiles.numel())}
 
     def multiply_adds(self) -> int:
         return self.tiles.numel()
@@ -131,6 +135,7 @@ class BlockSparse(Structure):
         **size: Any,
     ) -> Self:
         """round(E m n ÷ p q) tiles at places drawn without replacement; values N(0, m ÷ K p q)."""
+        check_sides(cls.name, m, n)
         p, q = _choose_tile(m, n, tile)
         count = _choose_blocks(cls, m, n, p, q, budget, blocks, exact=True)
         places = random_entries(m // p, n // q, count, generator)

@@ -127,10 +127,10 @@ class BlockTensorTrain(Structure):
     def random(
         cls, m: int, n: int, budget: float = 1.0, generator: torch.Generator | None = None, **size: Any
     ) -> Self:
-        """Core t ~ N(0, 1/(r(t−1) n_t)); two cores in the grid nearest to √m × √n that the budget allows.
+        """Cores as `core_deviations` says; two of them in the grid nearest to √m × √n that the budget allows.
 
-        The source draws core t ~ N(0, min(1, outputs ÷ inputs) ÷ inputs) instead, by spectral norms: for
-        r > 1 its outputs are smaller.
+        The variance is kept, and one rate of Adam suits all. The source draws core t ~ N(0, min(1, outputs ÷
+        inputs) ÷ inputs) instead, by spectral norms: for r > 1 its outputs are smaller.
         """
         budget_if = None if "rank" in size else budget
         if _two_cores(size):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from onematrix.structures.block_projection import truncate
+from onematrix.structures.deviations import core_deviations
 from onematrix.structures.grouped_product import multiply_groups
 from onematrix.structures.train_sizes import TrainSizes, balance, count_blocks
 
@@ -98,12 +99,12 @@ def fit_train(dense: Tensor, sizes: TrainSizes) -> tuple[list[Tensor], float]:
 def random_train(
     sizes: TrainSizes, generator: torch.Generator | None, dtype: torch.dtype = torch.float32
 ) -> list[Tensor]:
-    """Core t ~ N(0, 1/(r(t−1) n_t)): r(t−1) n_t inputs per sum."""
+    """Cores of the deviations of `core_deviations`: core t sums over r(t−1) n_t inputs."""
+    counts = [rank * n for rank, n in zip(sizes.ranks[:-1], sizes.columns, strict=True)]
     cores = []
-    for t, (m, n) in enumerate(zip(sizes.rows, sizes.columns, strict=True)):
-        inputs = sizes.ranks[t] * n
+    for t, (m, inputs, size) in enumerate(zip(sizes.rows, counts, core_deviations(counts), strict=True)):
         tall = count_blocks(sizes.rows, sizes.columns, t) * m * sizes.ranks[t + 1]
-        cores.append(torch.randn(tall, inputs, generator=generator, dtype=dtype) / inputs**0.5)
+        cores.append(torch.randn(tall, inputs, generator=generator, dtype=dtype) * size)
     return cores
 
 

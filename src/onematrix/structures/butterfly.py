@@ -28,7 +28,7 @@ from onematrix.structures.factor_sizes import (
     spread,
     write_factors,
 )
-from onematrix.structures.sizes import Size, numbers_within
+from onematrix.structures.sizes import Size, check_sides, numbers_within
 from onematrix.structures.train_sizes import TrainSizes, read_block_ranks
 from onematrix.structures.weighted_error import reduce_error
 
@@ -138,7 +138,8 @@ class Butterfly(Structure):
     def random(
         cls, m: int, n: int, budget: float = 1.0, generator: torch.Generator | None = None, **size: Any
     ) -> Self:
-        """Factor t ~ N(0, 1/(n_t k)): n_t k inputs per sum; the largest block that the budget allows."""
+        """Factors as `core_deviations` says, n_t k inputs per sum; the largest block that the budget allows."""
+        check_sides(cls.name, m, n)
         options = _choose(cls, m, n, budget=None if "block" in size else budget, **size)
         return cls._random(max(options, key=lambda d: d.block), generator, torch.float32)
 

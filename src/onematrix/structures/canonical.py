@@ -13,8 +13,9 @@ from onematrix.structures.base import Fit, Structure, below_minimum, check_dtype
 from onematrix.structures.block_projection import truncate
 from onematrix.structures.canonical_fit import fit_rows
 from onematrix.structures.dense import Dense
+from onematrix.structures.deviations import core_deviations
 from onematrix.structures.factor_sizes import cannot_split, check_product, prime_factors, split_evenly
-from onematrix.structures.sizes import Size, numbers_within
+from onematrix.structures.sizes import Size, check_sides, numbers_within
 from onematrix.structures.weighted_error import reduce_error
 
 
@@ -144,15 +145,16 @@ class Canonical(Structure):
     def random(
         cls, m: int, n: int, budget: float = 1.0, generator: torch.Generator | None = None, **size: Any
     ) -> Self:
-        """W_d ~ N(0, 1/P_d), the one contracted last N(0, 1/(R P_d)); the fewest modes the budget allows."""
+        """Modes as `core_deviations` says: P_d inputs, of the one contracted last R P_d; few of them."""
+        check_sides(cls.name, m, n)
         most = len(prime_factors(n))
         modes, rank = _choose(cls, m, n, max(most, 2), budget=None if "rank" in size else budget, **size)
         last = _order(modes)[-1]
-        weights = []
-        for d, p in enumerate(modes):
-            inputs = p * (rank if d == last else 1)
-            weights.append(Dense(torch.randn(m * rank, p, generator=generator) / inputs**0.5))
-        return cls(tuple(weights), rank)
+        sizes = core_deviations([p * (rank if d == last else 1) for d, p in enumerate(modes)])
+        weights = [
+            torch.randn(m * rank, p, generator=generator) * s for p, s in zip(modes, sizes, strict=True)
+        ]
+        return cls(tuple(Dense(w) for w in weights), rank)
 
     @classmethod
     def examples(cls, generator: torch.Generator) -> Iterator[Self]:

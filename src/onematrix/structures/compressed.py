@@ -106,6 +106,11 @@ class CSR(Structure):
         out = csr_rmatmul(self.values, self.crow_indices, self.col_indices, flat, self.columns)
         return out if y.dim() == 2 else out.reshape(*y.shape[:-1], self.columns)
 
+    def learning_rate_scale(self) -> dict[str, float]:
+        """n ÷ inputs of one sum, of which a row has k ÷ m on average."""
+        m, n = self.fixed_shape
+        return {"values": m * n / max(1, self.values.numel())}
+
     def multiply_adds(self) -> int:
         return len(self.values)
 
@@ -196,6 +201,11 @@ class CSC(Structure):
         flat = _flat(y, self.values)
         out = csr_matmul(self.values, self.ccol_indices, self.row_indices, flat)
         return out if y.dim() == 2 else out.reshape(*y.shape[:-1], self.ccol_indices.shape[0] - 1)
+
+    def learning_rate_scale(self) -> dict[str, float]:
+        """n ÷ inputs of one sum, of which a row has k ÷ m on average."""
+        m, n = self.fixed_shape
+        return {"values": m * n / max(1, self.values.numel())}
 
     def multiply_adds(self) -> int:
         return len(self.values)

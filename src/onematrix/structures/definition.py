@@ -13,6 +13,8 @@ from onematrix.structures.base import STRUCTURES, Fit, Structure, relative_error
 from onematrix.structures.definition_fit import Sizes, Wanted, choose_sizes, fit_cores, rank_bound
 from onematrix.structures.definition_pattern import Pattern, read_pattern
 from onematrix.structures.definition_plan import Plan, apply, plan, swapped
+from onematrix.structures.deviations import core_deviations
+from onematrix.structures.multilinear import Form
 from onematrix.structures.multilinear_fit import Search
 from onematrix.structures.sizes import Size
 
@@ -54,7 +56,12 @@ def define(name: str, pattern: str, ranks: str | None = None) -> type[Structure]
         raise FormatError(f"define: there is already a structure called {name!r}; choose another name")
     entries = [(core, Tensor) for core, _ in read.cores]
     pattern_field = ("pattern", str, field(default=str(read)))
-    namespace = {"definition": read, "__doc__": _document(name, read), "source": f"define({str(read)!r})"}
+    namespace = {
+        "definition": read,
+        "_form": read.form,
+        "__doc__": _document(name, read),
+        "source": f"define({str(read)!r})",
+    }
     return make_dataclass(
         name,
         [*entries, pattern_field],
@@ -86,6 +93,7 @@ class Defined:
     """What every defined structure has: the methods of the contract, derived from `definition`."""
 
     definition: ClassVar[Pattern]
+    _form: ClassVar[Form]
     name: ClassVar[str]
     can_fit: ClassVar[bool] = True
     can_random: ClassVar[bool] = True
@@ -137,8 +145,8 @@ class Defined:
         return {"sizes": self.sizes}
 
     def _plan(self, *, back: bool = False) -> Plan:
-        form = self.definition.form
-        return plan(swapped(form) if back else form, tuple([tuple(core.shape) for core in self.cores]))
+        form = swapped(self._form) if back else self._form
+        return plan(form, tuple([tuple(core.shape) for core in self.cores]))
 
     def _to_dense(self) -> Tensor:
         form = self.definition.form
@@ -234,12 +242,13 @@ class Defined:
         sizes: Sizes | None = None,
         **size: Any,
     ) -> Self:
-        """Entries N(0, 1 ÷ number of terms the core sums) in every core."""
+        """Cores of the deviations of `core_deviations`, by the number of terms each core sums."""
         wanted = Wanted(None if rank is not None or sizes is not None else budget, rank, sizes)
         chosen = cls._sizes(m, n, wanted)[0]
         shapes = tuple(tuple(chosen[axis] for axis in axes) for _, axes in cls.definition.cores)
         fans = plan(cls.definition.form, shapes).fan_in()
-        cores = [torch.randn(s, generator=generator) / fans[k] ** 0.5 for k, s in enumerate(shapes)]
+        sizes_of = core_deviations([fans[k] for k in range(len(shapes))])
+        cores = [torch.randn(s, generator=generator) * d for s, d in zip(shapes, sizes_of, strict=True)]
         return cls(*cores)
 
     @classmethod

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+import torch
 from torch import Tensor
 
 from onematrix.errors import BudgetError, FitError
 from onematrix.structures.base import round_up
+from onematrix.structures.block_projection import truncate
 from onematrix.structures.definition_pattern import Pattern
-from onematrix.structures.multilinear import Kernel, LeastSquares
+from onematrix.structures.multilinear import Form, Kernel, LeastSquares
 from onematrix.structures.multilinear_fit import Search, fit_form
 from onematrix.structures.sizes import numbers_within
 
@@ -75,13 +77,43 @@ def fit_cores(
     seconds = None if search.seconds is None else search.seconds / len(tried)
     for sizes in tried:
         letters = pattern.in_letters(sizes)
-        cores = fit_form(kernel, dense, letters, gram, Search(seconds, search.starts, search.seed))
+        given = [project_pair(pattern.form, dense, letters)] if len(pattern.cores) == 2 else []
+        if given and gram is None:
+            cores = given[0]
+        else:
+            own = Search(seconds, search.starts, search.seed)
+            cores = fit_form(kernel, dense, letters, gram, own, given)
         shaped = dense.double().reshape([letters[c] for c in pattern.form.output])
         least = LeastSquares(kernel, shaped, letters, None if gram is None else gram.double())
         error = least.value(least.pack(cores))[0]
         if error < best[0]:
             best = (error, sizes, cores)
     return best[1], best[2]
+
+
+def project_pair(form: Form, dense: Tensor, sizes: Mapping[str, int]) -> list[Tensor]:
+    """The nearest member of a form of two cores, in float64: exact.
+
+    For every value of the axes of the matrix that both cores have, the rest is a matrix from the axes of the
+    one to those of the other, of a rank that is the product of the rank axes: its largest singular values.
+    Cost of the singular value decompositions of these blocks.
+    """
+    first, second = form.cores
+    both = "".join(c for c in form.output if c in first and c in second)
+    sides = ["".join(c for c in form.output if c in core and c not in both) for core in form.cores]
+    ranks = form.ranks
+    order = [form.output.index(c) for c in both + sides[0] + sides[1]]
+    count, p, q = (math.prod(sizes[c] for c in letters) for letters in (both, *sides))
+    blocks = dense.double().reshape([sizes[c] for c in form.output]).permute(order).reshape(count, p, q)
+    rank = math.prod(sizes[c] for c in ranks)
+    u, v, _ = truncate(blocks, min(rank, p, q))
+    more = rank - u.shape[2]  # a rank axis above the size of a block holds zeros
+    u, v = torch.nn.functional.pad(u, (0, more)), torch.nn.functional.pad(v, (0, 0, 0, more))
+    laid = both + sides[0] + ranks, both + ranks + sides[1]
+    return [
+        part.reshape([sizes[c] for c in letters]).permute([letters.index(c) for c in axes]).contiguous()
+        for part, letters, axes in zip((u, v), laid, form.cores, strict=True)
+    ]
 
 
 def _check_fixed(name: str, pattern: Pattern, fixed: Mapping[str, int]) -> None:
@@ -146,7 +178,8 @@ def _with_ranks(name: str, pattern: Pattern, split: Sizes, m: int, n: int, wante
     free = [axis for axis in pattern.ranks if axis not in fixed]
     sizes = {**split, **{axis: fixed[axis] for axis in pattern.ranks if axis in fixed}}
     if wanted.rank is not None:
-        return {**sizes, **dict.fromkeys(free, wanted.rank)}
+        high = {**sizes, **dict.fromkeys(free, wanted.rank)}
+        return {**high, **{axis: min(wanted.rank, useful_rank(pattern, high, axis)) for axis in free}}
     most = m * n if wanted.budget is None and not free else numbers_within(wanted.budget or 1.0, m, n, name)
     low = {**sizes, **dict.fromkeys(free, 1)}
     if wanted.budget is None and not free:
@@ -204,7 +237,7 @@ def _too_small(
     name: str, pattern: Pattern, m: int, n: int, splits: list[Sizes], wanted: Wanted
 ) -> BudgetError | FitError:
     ranks = {axis: (wanted.sizes or {}).get(axis, 1) for axis in pattern.ranks}
-    least = min((stored_numbers(pattern, {**split, **ranks}), split) for split in splits)[0] if splits else 0
+    least = min((stored_numbers(pattern, {**split, **ranks}) for split in splits), default=0)
     if wanted.budget is None or least > m * n:
         return FitError(
             f"{name} {m}×{n}: the smallest member stores {least} numbers, more than the {m * n} of dense",

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import ShapeError
-from onematrix.structures.grouped_product import multiply_groups
+from onematrix.structures.deviations import core_deviations
+from onematrix.structures.grouped_product import multiply_columns, multiply_groups
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def multiply_family_adjoint(left: Tensor, right: Tensor, y: Tensor) -> Tensor:
     rows = y.reshape(-1, phi * e * d)
     k = rows.shape[0]
     columns = rows.reshape(k, phi, e, d).permute(1, 3, 0, 2).reshape(phi, d * k, e).mT  # (φ, ε, δ k)
-    z = torch.bmm(left.reshape(phi, e, b * r * g).mT, columns)  # (φ, β ρ γ, δ k)
+    z = multiply_columns(left.reshape(phi, e, b * r * g).mT, columns)  # (φ, β ρ γ, δ k)
     if b > 1 or d > 1:
         z = z.reshape(phi, b, r, g, d, k).permute(0, 2, 4, 3, 5, 1)  # (φ, ρ, δ, γ, k, β)
     z = z.reshape(phi * r * d, g, k * b)
@@ -124,11 +125,12 @@ def multiply_family_adjoint(left: Tensor, right: Tensor, y: Tensor) -> Tensor:
 
 
 def random_family(factors: Factors, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """(left, right) whose products keep the variance: A ~ N(0, 1/α), B ~ N(0, 1/(β γ ρ))."""
+    """(left, right) of the deviations of `core_deviations`: A sums over α inputs, B over β γ ρ."""
     f = factors
     left = torch.randn(f.phi, f.epsilon, f.beta, f.rank, f.gamma, generator=generator)
     right = torch.randn(f.gamma, f.phi, f.rank, f.delta, f.alpha, generator=generator)
-    return left / (f.beta * f.rank * f.gamma) ** 0.5, right / f.alpha**0.5
+    outer, inner = core_deviations([f.beta * f.rank * f.gamma, f.alpha])
+    return left * outer, right * inner
 
 
 def learning_rates(factors: Factors) -> dict[str, float]:

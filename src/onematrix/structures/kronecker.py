@@ -79,7 +79,7 @@ class Kronecker(Structure):
     def random(
         cls, m: int, n: int, budget: float = 1.0, generator: torch.Generator | None = None, **size: Any
     ) -> Self:
-        """B ~ N(0, 1/n1), C ~ N(0, 1/n2), of the sizes nearest to square roots within the budget."""
+        """B ~ N(0, 1/n2), C ~ N(0, 1/n1), of the sizes nearest to square roots within the budget."""
         options = _choose(cls, m, n, budget=None if "left" in size else budget, **size)
         left, right = random_family(options[0], generator)
         return cls(left[0, :, :, 0, 0], right[0, 0, 0])

@@ -10,6 +10,9 @@ from torch.nn import functional
 
 from onematrix.errors import FitError, ShapeError
 from onematrix.structures.base import Fit, Structure, below_minimum, relative_error
+from onematrix.structures.block_projection import CHUNK, norm_of, project
+from onematrix.structures.deviations import core_deviations
+from onematrix.structures.family_product import Factors
 from onematrix.structures.sizes import Size, numbers_within
 
 
@@ -47,6 +50,10 @@ class LowRank(Structure):
     def exact_size(self) -> dict[str, Any]:
         return {"rank": self.rank}
 
+    def learning_rate_scale(self) -> dict[str, float]:
+        """(n ÷ inputs of one sum) ÷ 2 factors: r inputs, then n (arXiv:2406.06248, section 3.2)."""
+        return {"left": self.right.shape[1] / (2 * self.rank), "right": 0.5}
+
     def _to_dense(self) -> Tensor:
         return self.left @ self.right
 
@@ -65,17 +72,18 @@ class LowRank(Structure):
     ) -> Fit:
         """Truncated singular value decomposition of W L with G = L Lᵀ, and V L⁻¹; exact, O(m n min(m, n))."""
         m, n = dense.shape
-        rank = _choose_rank(cls, m, n, budget, rank)
-        root, inverse = _root(gram, n)
-        left, values, right = torch.linalg.svd(dense.detach().double() @ root, full_matrices=False)
-        half = values[:rank].sqrt()
+        sizes = Factors(alpha=n, epsilon=m, rank=_choose_rank(cls, m, n, budget, rank))
+        if gram is None:
+            return _fit_plain(cls, dense, sizes)
+        root, inverse = _root(gram)
+        matrix = dense.detach().double() @ root
+        left, right, rest = project(matrix, sizes)
         fitted = cls(
-            (left[:, :rank] * half).to(dense.dtype).contiguous(),
-            ((half[:, None] * right[:rank]) @ inverse).to(dense.dtype).contiguous(),
+            left[0, :, 0, :, 0].to(dense.dtype).contiguous(),
+            (right[0, 0, :, 0] @ inverse).to(dense.dtype).contiguous(),
         )
-        total = float(values.norm())
-        predicted = float(values[rank:].norm()) / total if total else 0.0
-        return Fit(fitted, relative_error(fitted, dense, gram), predicted)
+        total = float(matrix.norm())
+        return Fit(fitted, relative_error(fitted, dense, gram), rest**0.5 / total if total else 0.0)
 
     @classmethod
     def random(
@@ -88,16 +96,33 @@ class LowRank(Structure):
         rank: int | None = None,
         **size: Any,
     ) -> Self:
-        """U entries N(0, 1/r), V entries N(0, 1/n): r and n inputs per sum."""
+        """U entries N(0, 1/n), V entries N(0, 1/r): the variance is kept, and both need one rate of Adam."""
         rank = _choose_rank(cls, m, n, budget, rank)
-        left = torch.randn(m, rank, generator=generator) / rank**0.5
-        return cls(left, torch.randn(rank, n, generator=generator) / n**0.5)
+        outer, inner = core_deviations([rank, n])
+        left = torch.randn(m, rank, generator=generator) * outer
+        return cls(left, torch.randn(rank, n, generator=generator) * inner)
 
     @classmethod
     def examples(cls, generator: torch.Generator) -> Iterator[Self]:
         for m, r, n in ((1, 1, 1), (5, 2, 3), (2, 1, 7), (3, 4, 2)):
             left = torch.randn(m, r, generator=generator, dtype=torch.float64)
             yield cls(left, torch.randn(r, n, generator=generator, dtype=torch.float64))
+
+
+def _fit_plain(cls: type[LowRank], dense: Tensor, sizes: Factors) -> Fit:
+    left, right, rest = project(dense, sizes, dense.dtype)
+    fitted = cls(left[0, :, 0, :, 0].contiguous(), right[0, 0, :, 0].contiguous())
+    total = norm_of(dense)
+    error = _distance(dense.detach(), fitted)
+    return Fit(fitted, error / total if total else error, rest**0.5 / total if total else 0.0)
+
+
+def _distance(dense: Tensor, a: LowRank) -> float:
+    """‖W − U V‖_F, some rows at a time: no whole matrix is made."""
+    step = max(1, CHUNK // (4 * dense.shape[1]))
+    parts = zip(torch.split(dense, step), torch.split(a.left, step), strict=True)
+    norms = [torch.linalg.vector_norm(w - u @ a.right, dtype=torch.float64) for w, u in parts]
+    return float(torch.stack(norms).norm())
 
 
 def _choose_rank(cls: type[Structure], m: int, n: int, budget: float | None, rank: int | None) -> int:
@@ -112,11 +137,8 @@ def _choose_rank(cls: type[Structure], m: int, n: int, budget: float | None, ran
     return min(rank, m, n)
 
 
-def _root(gram: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
+def _root(gram: Tensor) -> tuple[Tensor, Tensor]:
     """L with G = L Lᵀ and its pseudo-inverse; directions no input excites are left at zero."""
-    if gram is None:
-        eye = torch.eye(n, dtype=torch.float64)
-        return eye, eye
     values, vectors = torch.linalg.eigh(gram.detach().double())
     values = values.clamp(min=0).sqrt()
     keep = values > values.max() * 1e-8

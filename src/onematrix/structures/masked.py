@@ -74,6 +74,11 @@ class Masked(Structure):
     def _rmatmul(self, y: Tensor) -> Tensor:
         return y @ self._filled()
 
+    def learning_rate_scale(self) -> dict[str, float]:
+        """n ÷ inputs of one sum, of which a row has k ÷ m on average."""
+        m, n = self.fixed_shape
+        return {"values": m * n / max(1, self.values.numel())}
+
     def multiply_adds(self) -> int:
         return self.rows * self.columns
 

@@ -20,7 +20,7 @@ from onematrix.structures.family_product import (
     multiply_family_adjoint,
     random_family,
 )
-from onematrix.structures.sizes import Size
+from onematrix.structures.sizes import Size, check_sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +92,12 @@ class Monarch(Structure):
     def random(
         cls, m: int, n: int, budget: float = 1.0, generator: torch.Generator | None = None, **size: Any
     ) -> Self:
-        """R ~ N(0, 1/q), L ~ N(0, 1/(b2 t)), in the grid nearest to √min(m, n) that the budget allows.
+        """R ~ N(0, 1/(b2 t)), L ~ N(0, 1/q), in the grid nearest to √min(m, n) that the budget allows.
 
-        The source of the learning rates draws R ~ N(0, min(1, t b1 ÷ q) ÷ q) and likewise L, by spectral
-        norms: for t > 1 its outputs are smaller.
+        One rate of Adam suits both (`core_deviations`). The source of the learning rates draws
+        R ~ N(0, min(1, t b1 ÷ q) ÷ q) and likewise L, by spectral norms: for t > 1 its outputs are smaller.
         """
+        check_sides(cls.name, m, n)
         options = _choose(cls, m, n, budget=None if "rank" in size else budget, **size)
         left, right = random_family(options[0], generator)
         return cls(left[:, :, 0], right[:, :, :, 0])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-from onematrix.errors import BudgetError, ShapeError
+from onematrix.errors import BudgetError, FitError, ShapeError
 
 Size = int | str
 Tree = int | str | tuple[Callable[[int, int], int], "Tree", "Tree"]
@@ -140,12 +140,19 @@ def check_budget(budget: float, who: str) -> Fraction:
     return Fraction(repr(budget)) if isinstance(budget, float) else Fraction(budget)
 
 
+def check_sides(who: str, rows: int, columns: int) -> None:
+    """Raise FitError unless the matrix has entries."""
+    if rows < 1 or columns < 1:
+        raise FitError(f"{who}: a non-empty matrix was needed, got shape ({rows}, {columns})")
+
+
 def numbers_within(budget: float, rows: int, columns: int, who: str) -> int:
     """Largest count of stored numbers within the budget: floor(E m n), without rounding error in E.
 
     >>> numbers_within(0.29, 10, 10, "csr")
     29
     """
+    check_sides(who, rows, columns)
     return math.floor(check_budget(budget, who) * rows * columns)
 
 
@@ -155,4 +162,5 @@ def nearest_count(budget: float, rows: int, columns: int, who: str) -> int:
     >>> nearest_count(0.2, 3, 4, "csr")
     2
     """
+    check_sides(who, rows, columns)
     return round(check_budget(budget, who) * rows * columns)

@@ -7,13 +7,18 @@ tensor lives unchanged (its identity and version); it holds integers only, nothi
 
 import warnings
 import weakref
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from onematrix.structures.sparse_loops import sampled_loop
+from onematrix.structures.sparse_loops import (
+    fills_registers,
+    sampled_loop,
+    turned_product,
+)
+
+Pattern = tuple[Tensor, Tensor, Tensor]
 
 CHUNK = 1 << 22  # numbers the portable form holds at a time
 
@@ -21,9 +26,23 @@ with (
     warnings.catch_warnings()
 ):  # torch says once per process that its sparse layout is young; not our users' worry
     warnings.simplefilter("ignore")
-    torch.zeros(1, 1).to_sparse_csr()
+    torch.zeros(1, 1, device="cpu").to_sparse_csr()
 
-_TRANSPOSED: Any = WeakIdKeyDictionary()
+
+class _Reference(weakref.ref[Tensor]):
+    """A weak reference that knows the id() its tensor had."""
+
+    key: int
+
+
+def _refer(tensor: Tensor, forget: Callable[[_Reference], None]) -> _Reference:
+    reference = _Reference(tensor, forget)
+    reference.key = id(tensor)
+    return reference
+
+
+# id of col → (col, crow, their versions and the width, pattern)
+_TRANSPOSED: dict[int, tuple[_Reference, weakref.ref[Tensor], tuple[int, int, int], Pattern]] = {}
 
 
 def uses_torch_kernels(tensor: Tensor) -> bool:
@@ -39,20 +58,25 @@ def entry_rows(crow: Tensor, count: int) -> Tensor:
     return torch.repeat_interleave(rows, crow.diff().long(), output_size=count)
 
 
-def transposed_pattern(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+def transposed_pattern(crow: Tensor, col: Tensor, columns: int) -> Pattern:
     """(crow, col, order) of Aᵀ: its entry j is entry order[j] of A. Remembered per index tensor."""
-    if col.is_inference() or crow.is_inference():  # such tensors do not count their changes
-        return _transpose_pattern(crow, col, columns)
-    known = _TRANSPOSED.get(col)
-    versions = (weakref.ref(crow), crow._version, col._version, columns)
-    if known is not None and known[0][0]() is crow and known[0][1:] == versions[1:]:
-        return known[1]  # type: ignore[no-any-return]
+    known = _TRANSPOSED.get(id(col))
+    if known is not None and known[0]() is col and known[1]() is crow:
+        if known[2] == (crow._version, col._version, columns):
+            return known[3]
     pattern = _transpose_pattern(crow, col, columns)
-    _TRANSPOSED[col] = (versions, pattern)
+    if not (col.is_inference() or crow.is_inference()):  # such tensors do not count their changes
+        facts = crow._version, col._version, columns
+        _TRANSPOSED[id(col)] = _refer(col, _forget), weakref.ref(crow), facts, pattern
     return pattern
 
 
-def _transpose_pattern(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+def _forget(dead: _Reference) -> None:
+    if dead.key in _TRANSPOSED and _TRANSPOSED[dead.key][0] is dead:
+        del _TRANSPOSED[dead.key]
+
+
+def _transpose_pattern(crow: Tensor, col: Tensor, columns: int) -> Pattern:
     order = torch.argsort(col, stable=True)
     counts = torch.bincount(col, minlength=columns)
     pointers = torch.zeros(columns + 1, dtype=crow.dtype, device=crow.device)
@@ -93,6 +117,8 @@ def product(v: Tensor, crow: Tensor, col: Tensor, xt: Tensor) -> Tensor:
         return xt.new_zeros(m, batch)
     if not uses_torch_kernels(xt):
         return gather_product(v, crow, col, xt)
+    if fills_registers(v, crow, col, xt.t()):
+        return turned_product(v, crow, col, None, xt.t())[1]
     matrix = torch.sparse_csr_tensor(crow, col, v, (m, xt.shape[0]), check_invariants=False)
     out = xt.new_empty(m, batch)
     return torch.addmm(out, matrix, xt, beta=0, out=out)  # mm would fill and copy besides
@@ -101,6 +127,8 @@ def product(v: Tensor, crow: Tensor, col: Tensor, xt: Tensor) -> Tensor:
 def transposed_product(v: Tensor, crow: Tensor, col: Tensor, yt: Tensor, columns: int) -> Tensor:
     """Aᵀ yt: yt (m, B), row-major → (n, B), by the rows of the transpose."""
     pointers, rows, order = transposed_pattern(crow, col, columns)
+    if fills_registers(v, pointers, rows, yt.t()):
+        return turned_product(v, pointers, rows, order, yt.t())[1]
     return product(v.index_select(0, order), pointers, rows, yt)
 
 

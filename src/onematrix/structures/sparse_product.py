@@ -27,8 +27,15 @@ from onematrix.structures.sparse_kernels import (
     rmatmul_kernel,
     sampled_kernel,
     sampled_product,
+    transposed_pattern,
     transposed_product,
     turn,
+)
+from onematrix.structures.sparse_loops import (
+    fills_registers,
+    shares_passes,
+    turned_gradients,
+    turned_product,
 )
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -186,19 +193,27 @@ class _FastMatmul(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
-        xt = turn(x)
+        ctx.registers = fills_registers(v, crow, col, x)
+        if ctx.registers:
+            xt, out = turned_product(v, crow, col, None, x)
+        else:
+            xt = turn(x)
+            out = product(v, crow, col, xt)
         ctx.save_for_backward(v, crow, col, x, xt)
-        return product(v, crow, col, xt).t()
+        return out.t()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         v, crow, col, x, xt = ctx.saved_tensors
         if torch.is_grad_enabled() or not _is_ordinary(v, g):  # a second derivative, or mapped gradients
             return _matmul_backward(ctx, g)
+        values, _, _, inputs = ctx.needs_input_grad
+        if ctx.registers and values and shares_passes(v):
+            both = turned_gradients(v, *transposed_pattern(crow, col, x.shape[1]), xt, g)
+            return both[0], None, None, both[1].t() if inputs else None
         gt = turn(g)
-        dv = sampled_product(crow, col, xt, gt) if ctx.needs_input_grad[0] else None
-        needed = ctx.needs_input_grad[3]
-        return dv, None, None, transposed_product(v, crow, col, gt, x.shape[1]).t() if needed else None
+        dv = sampled_product(crow, col, xt, gt) if values else None
+        return dv, None, None, transposed_product(v, crow, col, gt, x.shape[1]).t() if inputs else None
 
 
 class _FastRMatmul(torch.autograd.Function):
@@ -207,6 +222,9 @@ class _FastRMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, crow: Tensor, col: Tensor, y: Tensor, columns: int) -> Tensor:
         ctx.save_for_backward(v, crow, col, y)
+        ctx.registers = fills_registers(v, crow, col, y)
+        if ctx.registers:
+            return turned_product(v, *transposed_pattern(crow, col, columns), y)[1].t()
         return rmatmul_kernel(v, crow, col, y, columns)
 
     @staticmethod
@@ -214,9 +232,13 @@ class _FastRMatmul(torch.autograd.Function):
         v, crow, col, y = ctx.saved_tensors
         if torch.is_grad_enabled() or not _is_ordinary(v, g):
             return _rmatmul_backward(ctx, g)
+        values, _, _, inputs, _ = ctx.needs_input_grad
+        if ctx.registers and values and shares_passes(v):
+            both = turned_gradients(v, crow, col, None, turn(y), g)
+            return both[0], None, None, both[1].t() if inputs else None, None
         gt = turn(g)
-        dv = sampled_product(crow, col, gt, turn(y)) if ctx.needs_input_grad[0] else None
-        return dv, None, None, product(v, crow, col, gt).t() if ctx.needs_input_grad[3] else None, None
+        dv = sampled_product(crow, col, gt, turn(y)) if values else None
+        return dv, None, None, product(v, crow, col, gt).t() if inputs else None, None
 
 
 def _is_ordinary(v: Tensor, x: Tensor) -> bool:

@@ -13,6 +13,7 @@ from onematrix.structures.base import Fit, Structure, check_dtypes, relative_err
 from onematrix.structures.block_kronecker import FAMILY, BlockKronecker, Conversion, fit_family, require_ones
 from onematrix.structures.block_projection import choose_factors, kronecker_candidates, truncate
 from onematrix.structures.dense import Dense
+from onematrix.structures.deviations import core_deviations
 from onematrix.structures.factor_sizes import parse_factors, write_factors
 from onematrix.structures.family_product import Factors
 from onematrix.structures.sizes import Size
@@ -137,7 +138,7 @@ class TensorTrain(Structure):
     def random(
         cls, m: int, n: int, budget: float = 1.0, generator: torch.Generator | None = None, **size: Any
     ) -> Self:
-        """Core t ~ N(0, 1/(n_t r_t)): n_t r_t inputs per sum. Two cores unless cores= or rows= says more."""
+        """Cores as `core_deviations` says, n_t r_t inputs per sum. Two unless cores= or rows= says more."""
         if _two_cores(size):
             two = _choose_two(cls, m, n, budget=None if "rank" in size else budget, **size)[0]
             sizes = TrainSizes((two.epsilon, two.delta), (two.beta, two.alpha), (1, two.rank, 1))
@@ -147,11 +148,12 @@ class TensorTrain(Structure):
 
     @classmethod
     def _random(cls, sizes: TrainSizes, generator: torch.Generator | None, dtype: torch.dtype) -> Self:
-        cores = []
-        for t, (m, n) in enumerate(zip(sizes.rows, sizes.columns, strict=True)):
-            before, after = sizes.ranks[t], sizes.ranks[t + 1]
-            core = torch.randn(before * m, n * after, generator=generator, dtype=dtype)
-            cores.append(core / (n * after) ** 0.5)
+        tall = [rank * m for rank, m in zip(sizes.ranks[:-1], sizes.rows, strict=True)]
+        wide = [rank * n for rank, n in zip(sizes.ranks[1:], sizes.columns, strict=True)]
+        cores = [
+            torch.randn(rows, columns, generator=generator, dtype=dtype) * size
+            for rows, columns, size in zip(tall, wide, core_deviations(wide), strict=True)
+        ]
         return cls._from(cores, sizes)
 
     @classmethod

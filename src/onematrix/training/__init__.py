@@ -9,6 +9,7 @@ from onematrix.training.evaluation import accuracy, evaluate
 from onematrix.training.history import History
 from onematrix.training.loop import train
 from onematrix.training.losses import LOSSES, cross_entropy, mse, softmax_mse
+from onematrix.training.parameter_groups import parameter_groups
 from onematrix.training.recipe import OPTIMIZERS, Recipe
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "cross_entropy",
     "evaluate",
     "mse",
+    "parameter_groups",
     "softmax_mse",
     "train",
 ]

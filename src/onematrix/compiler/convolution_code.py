@@ -1,0 +1,58 @@
+"""Code of a convolution: torch's own, on channels last, by FFT, or as shifted multiplies."""
+
+from onematrix.compiler.code import Code
+from onematrix.compiler.costs import GAIN, convolution_slope
+from onematrix.compiler.form import Form
+from onematrix.kernels.convolution_shifted import shifted_convolution
+from onematrix.kernels.convolution_spectral import spectral_convolution
+from onematrix.structures.convolution import Convolution
+from onematrix.structures.spectral import fast_size
+
+TRANSFORM = 2.0  # nanoseconds per number of a real FFT and its inverse, measured
+MIXED = 0.6  # nanoseconds per number and pair of channels, of the product of spectra
+CALLS = 50_000  # nanoseconds of torch's calls around the transforms
+BATCH = 8  # vectors one transform of the weights is shared by
+FEW = 7  # taps up to which shifted multiplies are a candidate
+
+
+def convolution_text(a: Convolution, x: str, weight: str, bias: str, form: Form, code: Code) -> str:
+    """The call for x: (B, channels, *sizes); bias: ", vector" or ", None"."""
+    one = a.dimensions == 1 and a.strides == [1] and (a.mode == "zeros" or a.paddings == [(0, 0)])
+    if one and form.spectral and is_long(a):
+        kernel = code.constant(spectral_convolution)
+        return f"{kernel}({x}, {weight}{bias}, {a.paddings[0]}, {a.dilations[0]}, {a.groups})"
+    if one and not form.whole_kernels and is_short(a):
+        kernel = code.constant(shifted_convolution)
+        return f"{kernel}({x}, {weight}{bias}, {a.paddings[0]}, {a.dilations[0]})"
+    if a.dimensions == 2 and not form.channels_first:
+        last = ".contiguous(memory_format=torch.channels_last)"
+        x, weight = f"{x}{last}", code.first(f"{weight}{last}")
+    padding = [before for before, _ in a.paddings]
+    if any(before != after or before < 0 for before, after in a.paddings):
+        frame = [side for pair in reversed(a.paddings) for side in pair]
+        x, padding = f"torch.nn.functional.pad({x}, {frame})", [0] * a.dimensions
+    return (
+        f"torch.conv{a.dimensions}d({x}, {weight}{bias}, {a.strides}, {padding}, {a.dilations}, {a.groups})"
+    )
+
+
+def is_long(a: Convolution) -> bool:
+    """Whether FFTs cost clearly less than every tap multiplied out, by the model; sizes have to be fixed.
+
+    >>> import torch
+    >>> [is_long(Convolution(torch.zeros(64, 1, k), 4096, padding=f"{k - 1} 0", groups=64)) for k in (3, 4096)]
+    [False, True]
+    """
+    if isinstance(a.height, str) or min(a.paddings[0]) < 0:
+        return False
+    size = fast_size(max(a.height + max(a.paddings[0]), a.dilations[0] * (a.weight.shape[2] - 1) + 1))
+    outputs, inner = a.weight.shape[:2]
+    transforms = a.channels + outputs + outputs * inner / BATCH
+    spectral = CALLS / BATCH + size * (TRANSFORM * transforms + MIXED * outputs * inner)
+    return spectral < GAIN * a.multiply_adds() * convolution_slope(a)
+
+
+def is_short(a: Convolution) -> bool:
+    """Whether a convolution is depthwise with a few taps."""
+    few = a.weight.shape[2] <= FEW and min(a.paddings[0]) >= 0
+    return few and a.weight.shape[1] == 1 and a.weight.shape[0] == a.groups
