@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import ShapeError
-from onematrix.kernels.ordinary import is_ordinary
+from onematrix.structures.ordinary import is_ordinary
 
 Places = list[tuple[int, int]]
 

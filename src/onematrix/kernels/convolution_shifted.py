@@ -8,8 +8,8 @@ from torch.nn import functional
 from torch.nn.grad import conv1d_weight as grad_of_weight
 
 from onematrix.errors import ShapeError
-from onematrix.kernels.ordinary import is_ordinary
 from onematrix.kernels.portable_gradients import portable_gradients
+from onematrix.structures.ordinary import is_ordinary
 
 
 def shifted_convolution(

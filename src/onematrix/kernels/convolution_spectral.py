@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from onematrix.errors import ShapeError
-from onematrix.kernels.ordinary import is_ordinary
 from onematrix.kernels.portable_gradients import portable_gradients
+from onematrix.structures.ordinary import is_ordinary
 from onematrix.structures.spectral import COARSE, fast_size
 
 # y_i = Σ_a w_a x_{i + a d − p} is a cyclic correlation of length N when the p places before the input and those

@@ -8,8 +8,8 @@ from onematrix.kernels.dense_plan import Activations, DensePlan
 from onematrix.kernels.dense_states import DenseStates, returned, run_in_place
 from onematrix.kernels.dense_torch import run_dense_by_torch
 from onematrix.kernels.elementwise_code import ACTIVATIONS
-from onematrix.kernels.ordinary import is_ordinary
 from onematrix.programs.activations import RULES
+from onematrix.structures.ordinary import is_ordinary
 
 __all__ = ["run_dense_loop"]
 

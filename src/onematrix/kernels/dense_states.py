@@ -9,9 +9,9 @@ from torch import Tensor
 
 from onematrix.kernels.dense_plan import Activations, DensePlan
 from onematrix.kernels.dense_torch import run_dense_by_torch
-from onematrix.kernels.ordinary import is_ordinary
 from onematrix.kernels.portable_gradients import portable_gradients
 from onematrix.programs.activations import RULES
+from onematrix.structures.ordinary import is_ordinary
 
 Rows = Sequence[Tensor]  # one per tick
 Work = list[tuple[Callable[..., Any], list[tuple[Tensor, ...]]]]  # function, and what it takes at every tick

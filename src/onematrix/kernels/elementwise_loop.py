@@ -12,7 +12,7 @@ from onematrix.kernels.elementwise_code import ElementwiseLoop
 from onematrix.kernels.elementwise_operator import run_compiled
 from onematrix.kernels.elementwise_scan import prefers_scan, run_by_scan
 from onematrix.kernels.elementwise_torch import Sizes, run_by_torch
-from onematrix.kernels.ordinary import is_ordinary
+from onematrix.structures.ordinary import is_ordinary
 
 __all__ = ["KERNELS", "ElementwiseLoop", "run_elementwise_loop"]
 

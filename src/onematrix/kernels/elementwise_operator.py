@@ -14,8 +14,8 @@ from torch import Tensor
 from onematrix.kernels import elementwise_numba, elementwise_triton
 from onematrix.kernels.elementwise_code import ElementwiseLoop, read_loop
 from onematrix.kernels.elementwise_torch import Sizes, run_by_torch
-from onematrix.kernels.ordinary import is_ordinary
 from onematrix.kernels.portable_gradients import portable_gradients
+from onematrix.structures.ordinary import is_ordinary
 
 RUNS: dict[str, Any] = {"numba": elementwise_numba, "triton": elementwise_triton}  # run_forward, run_backward
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import CompileError
-from onematrix.kernels.ordinary import is_ordinary
 from onematrix.kernels.triton_language import jit, language, on_device, refusal, serves
+from onematrix.structures.ordinary import is_ordinary
 
 tl = language()
 

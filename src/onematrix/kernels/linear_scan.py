@@ -8,7 +8,7 @@ from torch import Tensor
 
 from onematrix.errors import CompileError, DTypeError, ShapeError
 from onematrix.kernels import scan_triton, triton_language
-from onematrix.kernels.ordinary import is_ordinary
+from onematrix.structures.ordinary import is_ordinary
 
 # (a₂, b₂) ∘ (a₁, b₁) = (a₂ a₁, a₂ b₁ + b₂) is associative (Blelloch, CMU-CS-90-190, §1.4.1), so ticks may be
 # joined in any grouping. Dividing by cumulative products is not such a grouping: they underflow.

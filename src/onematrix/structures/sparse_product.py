@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
-from torch.autograd import forward_ad
 
+from onematrix.structures.ordinary import is_ordinary
 from onematrix.structures.sparse_kernels import (
     matmul_kernel,
     product,
@@ -37,8 +36,6 @@ from onematrix.structures.sparse_loops import (
     turned_gradients,
     turned_product,
 )
-
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 @torch.library.custom_op("onematrix::csr_matmul", mutates_args=())
@@ -205,7 +202,7 @@ class _FastMatmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         v, crow, col, x, xt = ctx.saved_tensors
-        if torch.is_grad_enabled() or not _is_ordinary(v, g):  # a second derivative, or mapped gradients
+        if torch.is_grad_enabled() or not is_ordinary(v, g):  # a second derivative, or mapped gradients
             return _matmul_backward(ctx, g)
         values, _, _, inputs = ctx.needs_input_grad
         if ctx.registers and values and shares_passes(v):
@@ -230,7 +227,7 @@ class _FastRMatmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         v, crow, col, y = ctx.saved_tensors
-        if torch.is_grad_enabled() or not _is_ordinary(v, g):
+        if torch.is_grad_enabled() or not is_ordinary(v, g):
             return _rmatmul_backward(ctx, g)
         values, _, _, inputs, _ = ctx.needs_input_grad
         if ctx.registers and values and shares_passes(v):
@@ -241,20 +238,11 @@ class _FastRMatmul(torch.autograd.Function):
         return dv, None, None, product(v, crow, col, gt).t() if inputs else None, None
 
 
-def _is_ordinary(v: Tensor, x: Tensor) -> bool:
-    """No fake, traced or distributed tensors; no transform and no forward-mode differentiation under way."""
-    if type(x) not in PLAIN or type(v) not in PLAIN or x.device.type == "meta":
-        return False
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return False
-    return not (is_legacy_batchedtensor(x) or is_legacy_batchedtensor(v))  # of grad(is_grads_batched=True)
-
-
 def csr_matmul(v: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
     """x Aᵀ for a compressed-row A: v (k,), crow (m+1,), col (k,), x (B, n) → (B, m), feature-major memory."""
     if torch.compiler.is_compiling():
         return _matmul_op(v, crow, col, x)  # type: ignore[no-any-return]
-    form = _FastMatmul if _is_ordinary(v, x) else _Matmul
+    form = _FastMatmul if is_ordinary(v, x) else _Matmul
     return form.apply(v, crow, col, x)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -262,7 +250,7 @@ def csr_rmatmul(v: Tensor, crow: Tensor, col: Tensor, y: Tensor, columns: int) -
     """y A for a compressed-row A with n = columns: y (B, m) → (B, n), feature-major memory."""
     if torch.compiler.is_compiling():
         return _rmatmul_op(v, crow, col, y, columns)  # type: ignore[no-any-return]
-    form = _FastRMatmul if _is_ordinary(v, y) else _RMatmul
+    form = _FastRMatmul if is_ordinary(v, y) else _RMatmul
     return form.apply(v, crow, col, y, columns)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -18,9 +18,7 @@ def is_ordinary(*tensors: Tensor) -> bool:
         return False
     if forward_ad._current_level >= 0:
         return False
-    return all(
-        type(t) in PLAIN
-        and not t.is_meta
-        and not is_legacy_batchedtensor(t)  # of grad(is_grads_batched=True)
-        for t in tensors
-    )
+    for t in tensors:
+        if type(t) not in PLAIN or t.is_meta or is_legacy_batchedtensor(t):  # of grad(is_grads_batched=True)
+            return False
+    return True
