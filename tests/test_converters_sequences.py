@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import onematrix as om
 from converter_cases import Of, OfTwo, check, normal, same
@@ -97,19 +97,51 @@ def test_recurrence_inside_a_network_and_its_parameters_are_shared():
 
 
 class Packed(nn.Module):
-    def __init__(self):
+    """Outputs and final states of a recurrent layer over samples of their own lengths."""
+
+    def __init__(self, layer, sort=True):
         super().__init__()
-        self.rnn = nn.GRU(3, 4, batch_first=True)
+        self.layer, self.sort = layer, sort
 
-    def forward(self, x):
-        return self.rnn(pack_padded_sequence(x, torch.tensor([2, 2]), batch_first=True))[1]
+    def forward(self, x, lengths):
+        first = self.layer.batch_first
+        given = x if first else x.transpose(0, 1)
+        packed = pack_padded_sequence(given, lengths, batch_first=first, enforce_sorted=self.sort)
+        out, last = self.layer(packed)
+        out, found = pad_packed_sequence(out, batch_first=True, padding_value=0.5, total_length=x.shape[1])
+        last = last if isinstance(last, tuple) else (last,)
+        return (out, *(s.transpose(0, 1) for s in last), found)
 
 
-def test_packed_batches_and_samples_without_a_batch_are_refused():
-    with pytest.raises(ConversionError, match=r"rnn: GRU reads a packed sequence.*padded batch and mask"):
-        convert(Packed(), torch.zeros(2, 2, 3))
+@pytest.mark.parametrize("free", [None, {}], ids=["free length", "fixed length"])
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True, "batch_first": True}, {"num_layers": 2}], ids=str
+)
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_packed_batches_hold_each_sample_at_its_end(kind, options, free):
+    module = Packed(kind(3, 4, **options).double(), sort=False)
+    x, lengths = normal(3, 5, 3), torch.tensor([2, 5, 3])
+    program = convert(module, x, lengths, free=free)
+    assert program.opaque() == {}
+    for count in (lengths, torch.tensor([5, 1, 4])):
+        for ours, theirs in zip(om.interpret(program, x, count), module(x, count), strict=True):
+            same(ours, theirs)
+    mine = torch.autograd.grad(om.interpret(program, x, lengths)[0].sin().sum(), list(module.parameters()))
+    its = torch.autograd.grad(module(x, lengths)[0].sin().sum(), list(module.parameters()))
+    for ours, theirs in zip(mine, its, strict=True):
+        same(ours, theirs)
+    compiled = om.compile(program)
+    for ours, theirs in zip(compiled(x, lengths), module(x, lengths), strict=True):
+        same(ours, theirs)
+    assert pack_padded_sequence(x, [5, 5, 5], batch_first=True).data.shape == (15, 3), "torch's own again"
+
+
+def test_sequences_packed_elsewhere_and_samples_without_a_batch_are_refused():
     with pytest.raises(ConversionError, match=r"GRU needs \(batch, time, features\) in some order, got 2"):
         convert(nn.GRU(3, 4), torch.zeros(5, 3))
+    elsewhere = pack_padded_sequence(torch.zeros(2, 2, 3), [2, 2], batch_first=True)
+    with pytest.raises(ConversionError, match=r"GRU reads a packed sequence made elsewhere.*and its lengths"):
+        convert(Of(lambda x, net: net(elsewhere)[1][0] + x, nn.GRU(3, 4)), torch.zeros(2, 4))
 
 
 def test_the_module_is_as_it_was_after_a_conversion():

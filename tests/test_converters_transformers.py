@@ -118,7 +118,7 @@ def test_families_convert_without_an_opaque_row(name):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "convnext"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_narrow_dtypes_are_no_worse_than_twice_the_models_own_error(name, dtype):
     model = make(name).to(dtype)
     xs = inputs(name, 3, 7)

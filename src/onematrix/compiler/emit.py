@@ -87,6 +87,8 @@ class _Emitter:
         lines = [f"({', '.join(f'in{p}' for p in range(count))},) = inputs"]
         missing = dict(self.sizes)
         for place, name in enumerate(self.program.inputs):
+            if self.program.parts[name].stored_shape == (1,):  # one number per sample may come as (batch,)
+                lines.append(f"in{place} = in{place}.unsqueeze(1) if in{place}.dim() == 1 else in{place}")
             wrong += self.doubts(place, self.program.parts[name], missing, lines)
         lines += [f"n_{name} = module._size({name!r}, inputs, given)" for name in missing]
         weight = next((t for t in self.program.parameters.values() if t.is_floating_point()), None)

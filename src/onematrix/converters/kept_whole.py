@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
+from onematrix.converters.padded import Padded, padded_sequences
 from onematrix.errors import ConversionError
 
 MAMBA = "transformers.models.mamba.modeling_mamba"
@@ -26,8 +27,12 @@ def recurrence(
     bidirectional: bool,
     batch_first: bool,
     bias: bool,
+    valid: Tensor | None = None,
 ) -> list[Tensor]:
-    """A recurrent layer as one operator of the graph: output and final states. It is traced, never run."""
+    """A recurrent layer as one operator of the graph: output and final states. It is traced, never run.
+
+    valid: (batch, time), where False a sample's state holds and its output is 0, as in a packed sequence.
+    """
     raise NotImplementedError("onematrix::recurrence stands in a graph; convert the module to run it")
 
 
@@ -42,6 +47,7 @@ def _recurrence_shapes(
     bidirectional: bool,
     batch_first: bool,
     bias: bool,
+    valid: Tensor | None = None,
 ) -> list[Tensor]:
     width = states[0].shape[-1] * (2 if bidirectional else 1)
     return [x.new_empty(x.shape[0], x.shape[1], width), *(torch.empty_like(s) for s in states)]
@@ -67,7 +73,7 @@ def kept_whole(module: nn.Module) -> Iterator[None]:
             if (forward := _replacement(layer, path)) is not None and "forward" not in vars(layer):
                 layer.forward = forward  # type: ignore[method-assign]
                 changed.append(layer)
-        with _scans():
+        with _scans(), padded_sequences(module):
             yield
     finally:
         for layer in changed:
@@ -87,12 +93,23 @@ def _replacement(layer: nn.Module, path: str) -> Callable[..., Any] | None:
 _NATIVE = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
 
 
-def _recurrent(layer: nn.RNNBase, path: str, x: Any, hx: Any) -> tuple[Tensor, Any]:
+def _recurrent(layer: nn.RNNBase, path: str, x: Any, hx: Any) -> tuple[Any, Any]:
     who = f"{path or 'the module'}: {type(layer).__name__}"
     if isinstance(x, PackedSequence):
         raise ConversionError(
-            f"{who} reads a packed sequence, whose samples share one dimension; pass the padded batch and mask"
+            f"{who} reads a packed sequence made elsewhere, whose samples share one dimension; pack it in the "
+            "module that reads it, or pass the padded batch and its lengths"
         )
+    if isinstance(x, Padded):
+        if x.batch_first != layer.batch_first:
+            x = Padded(x.data.transpose(0, 1), x.lengths, layer.batch_first)
+        valid = x.valid()
+        out, last = _padded(layer, who, x.data, hx, valid)
+        return Padded(out, x.lengths, x.batch_first), last
+    return _padded(layer, who, x, hx, None)
+
+
+def _padded(layer: nn.RNNBase, who: str, x: Tensor, hx: Any, valid: Tensor | None) -> tuple[Tensor, Any]:
     if x.dim() != 3:
         raise ConversionError(f"{who} needs (batch, time, features) in some order, got {x.dim()} dimensions")
     directions = 2 if layer.bidirectional else 1
@@ -115,6 +132,7 @@ def _recurrent(layer: nn.RNNBase, path: str, x: Any, hx: Any) -> tuple[Tensor, A
         layer.bidirectional,
         layer.batch_first,
         layer.bias,
+        valid,
     )
     return out[0], (tuple(out[1:]) if layer.mode == "LSTM" else out[1])
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
+from onematrix.converters.arithmetic import select as choose
 from onematrix.converters.builder import Builder, Term, Unsupported
 from onematrix.converters.elementwise import dropped
 from onematrix.converters.layout import one_axis, ordered
 from onematrix.converters.operators import operator
 from onematrix.converters.rearrangements import cat, permute, select, stack
-from onematrix.converters.result import Result
+from onematrix.converters.result import Result, uniform
 from onematrix.converters.sizes import BATCH_NAME
 from onematrix.converters.values import BATCH, Value
 from onematrix.programs.block_matrix import Block, BlockMatrix
@@ -107,21 +108,31 @@ def _gru(b: Builder, cell: Cell, x: str, h: str, dtype: torch.dtype) -> str:
 
 
 def run(
-    b: Builder, cell: Cell, x: Value, states: Sequence[Value], reverse: bool
+    b: Builder, cell: Cell, x: Value, states: Sequence[Value], reverse: bool, valid: Value | None
 ) -> tuple[Value, list[Value]]:
-    """One layer and direction over x: (batch, time, features); output (batch, time, width), final states."""
+    """One layer and direction over x: (batch, time, features); output (batch, time, width), final states.
+
+    valid: (batch, time), where False the states hold and the output is 0.
+    """
     time = x.dimension(1)
     if isinstance(time, int):
-        return _unrolled(b, cell, x, states, reverse, time)
+        return _unrolled(b, cell, x, states, reverse, time, valid)
     if not str(time).isidentifier():
         raise Unsupported(f"it runs over {time} ticks; a loop needs a plain name")
-    return _looped(b, cell, x, states, reverse, time)
+    return _looped(b, cell, x, states, reverse, time, valid)
 
 
 def _looped(
-    b: Builder, cell: Cell, x: Value, states: Sequence[Value], reverse: bool, time: Size
+    b: Builder,
+    cell: Cell,
+    x: Value,
+    states: Sequence[Value],
+    reverse: bool,
+    time: Size,
+    valid: Value | None,
 ) -> tuple[Value, list[Value]]:
     x = ordered(b, x)
+    mask = None if valid is None else b.written(ordered(b, valid)).column
     width = x.axes[-1] if len(x.axes) > 1 else 1
     widths = [cell.width, cell.units][: len(states)]
     given = [None if s.number == 0 else ordered(b, s) for s in states]
@@ -133,6 +144,7 @@ def _looped(
     out = b.new_part([time, cell.width], x.dtype, stem=f"{b.stem}.hidden")
     new = [h] if c is None else [h, c]
     names = {now, *old, *new, out, x.column, *(g.part for g in given if g is not None and g.part is not None)}
+    names |= {mask} if mask is not None else set()
     parts = {name: b.parts[name] for name in sorted(names)}
 
     def identities(pairs: Sequence[tuple[str, str, int]]) -> BlockMatrix:
@@ -148,6 +160,7 @@ def _looped(
             init=identities(starts) if starts else None,
             carry=identities(list(zip(old, new, widths, strict=True))),
             reverse=reverse,
+            valid=mask,
         )
     )
     finals = [Value(o, (w,), ((BATCH,), (0,)), x.dtype) for o, w in zip(old, widths, strict=True)]
@@ -155,7 +168,13 @@ def _looped(
 
 
 def _unrolled(
-    b: Builder, cell: Cell, x: Value, states: Sequence[Value], reverse: bool, time: int
+    b: Builder,
+    cell: Cell,
+    x: Value,
+    states: Sequence[Value],
+    reverse: bool,
+    time: int,
+    valid: Value | None,
 ) -> tuple[Value, list[Value]]:
     plain = Result((), x.dtype)
     held = [ordered(b, s) for s in states]
@@ -164,14 +183,33 @@ def _unrolled(
     for t in reversed(range(time)) if reverse else range(time):
         now = _vector(b, ordered(b, select(b, plain, x, 1, t)), int(x.dimension(2)))
         h, c = tick(b, cell, now, names[0], names[1] if len(names) > 1 else None, x.dtype)
-        names = [h] if c is None else [h, c]
-        made.append(_state(h, cell.width, x.dtype))
+        new = [h] if c is None else [h, c]
+        if valid is None:
+            names = new
+            made.append(_state(h, cell.width, x.dtype))
+            continue
+        mask = select(b, plain, valid, 1, t)
+        names = [
+            _held(b, mask, _state(n, w, x.dtype), _state(o, w, x.dtype))
+            for n, o, w in zip(new, names, [cell.width, cell.units], strict=False)
+        ]
+        made.append(_state(_held(b, mask, _state(h, cell.width, x.dtype), None), cell.width, x.dtype))
     if not made:
         raise Unsupported("there is no tick")
     sizes = (BATCH_NAME, time, cell.width)
     out = stack(b, Result(sizes, x.dtype), made[::-1] if reverse else made, 1)
     widths = [cell.width, cell.units]
     return out, [_state(name, w, x.dtype) for name, w in zip(names, widths, strict=False)]
+
+
+def _held(b: Builder, mask: Value, new: Value, old: Value | None) -> str:
+    """The new value of the samples that count, of the others the old one, or 0."""
+    column = mask.with_dims((*mask.dims, ()))  # one number for all features
+    size = tuple(new.dimension(i) for i in range(new.rank))
+    found = choose(
+        b, Result(size, new.dtype), column, new, uniform(0.0, (), new.dtype) if old is None else old
+    )
+    return _vector(b, ordered(b, found), int(new.dimension(1)))
 
 
 def _vector(b: Builder, value: Value, width: int) -> str:
@@ -199,6 +237,7 @@ def recurrence(
     bidirectional: bool,
     batch_first: bool,
     bias: bool,
+    valid: Value | None = None,
 ) -> list[Value]:
     """Layers of one or two directions, as torch lays out their parameters."""
     directions = 2 if bidirectional else 1
@@ -218,7 +257,7 @@ def recurrence(
             place = layer * directions + d
             cell = Cell(mode, units, list(weights[place * each : (place + 1) * each]), bias)
             first = [select(b, result, s, 0, place) if s.number is None else _zero(s) for s in states]
-            out, last = run(b, cell, x, first, reverse=d == 1)
+            out, last = run(b, cell, x, first, reverse=d == 1, valid=valid)
             outs.append(out)
             for line, value in zip(finals, last, strict=True):
                 line.append(value)

@@ -90,7 +90,8 @@ def begin(
         raise ShapeError(
             f"program takes {len(program.inputs)} inputs ({', '.join(program.inputs)}), got {len(inputs)}"
         )
-    named = dict(zip(program.inputs, inputs, strict=True))
+    named = {n: _column(program.parts[n], x) for n, x in zip(program.inputs, inputs, strict=True)}
+    inputs = tuple(named.values())
     found = dict(sizes or {})
     batch = inputs[0].shape[0] if inputs[0].dim() else 0
     for name, x in named.items():
@@ -109,6 +110,11 @@ def begin(
     start = {name: run.widen(x) for name, x in named.items()}
     start[ONE] = torch.ones(1, 1, dtype=kind, device=run.device)
     return run, start
+
+
+def _column(part: Part, x: Tensor) -> Tensor:
+    """One number per sample may come as (batch,)."""
+    return x.unsqueeze(1) if x.dim() == 1 and part.stored_shape == (1,) else x
 
 
 def _dtype(program: Program, structures: Sequence[Structure], inputs: Mapping[str, Tensor]) -> torch.dtype:
