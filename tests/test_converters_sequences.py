@@ -136,6 +136,23 @@ def test_packed_batches_hold_each_sample_at_its_end(kind, options, free):
     assert pack_padded_sequence(x, [5, 5, 5], batch_first=True).data.shape == (15, 3), "torch's own again"
 
 
+class Longer(Packed):
+    def forward(self, x, lengths):
+        out = self.layer(pack_padded_sequence(x, lengths, batch_first=True))[0]
+        return pad_packed_sequence(out, batch_first=True, padding_value=2.0, total_length=7)[0]
+
+
+def test_a_total_length_beyond_the_padded_one():
+    module, x, lengths = (
+        Longer(nn.GRU(3, 4, batch_first=True).double()),
+        normal(2, 5, 3),
+        torch.tensor([5, 3]),
+    )
+    same(om.interpret(convert(module, x, lengths, free={}), x, lengths), module(x, lengths))
+    with pytest.raises(ConversionError, match=r"total_length 7 fixes a free length; write x\.shape\[1\]"):
+        convert(module, x, lengths, free={"x": {1: "time"}})
+
+
 def test_sequences_packed_elsewhere_and_samples_without_a_batch_are_refused():
     with pytest.raises(ConversionError, match=r"GRU needs \(batch, time, features\) in some order, got 2"):
         convert(nn.GRU(3, 4), torch.zeros(5, 3))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import rnn
 
+from onematrix.errors import ConversionError
+
 
 @dataclass(frozen=True)
 class Padded:
@@ -37,7 +39,19 @@ def unpack(
     data = data if sequence.batch_first else data.transpose(0, 1)
     if padding_value:
         data = torch.where(mask[..., None], data, padding_value)
+    if isinstance(total_length, int):
+        data = _lengthened(data, total_length, padding_value)
     return (data if batch_first else data.transpose(0, 1)), sequence.lengths
+
+
+def _lengthened(data: Tensor, length: int, value: float) -> Tensor:
+    time = data.shape[1]
+    if not isinstance(time, int):
+        raise ConversionError(
+            f"pad_packed_sequence: total_length {length} fixes a free length; write x.shape[1] in its place, or fix "
+            "the length with free={}"
+        )
+    return nn.functional.pad(data, (0, 0, 0, length - time), value=value)
 
 
 FUNCTIONS = {rnn.pack_padded_sequence: pack, rnn.pad_packed_sequence: unpack}
