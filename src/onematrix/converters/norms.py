@@ -82,7 +82,8 @@ def rms_norm(
     weight: Value | None = None,
     epsilon: float | None = None,
 ) -> Value:
-    epsilon = torch.finfo(x.dtype).eps if epsilon is None else epsilon
+    if epsilon is None:  # of the dtype torch computes in
+        epsilon = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
     x = tail_normalised(b, x, len(shape), f"rms_norm({epsilon!r})")
     return scaled_and_shifted(b, x, x.rank - 1, weight, None)
 

@@ -18,7 +18,8 @@ def _layer_norm(x: Tensor, epsilon: float) -> Tensor:
 
 
 def _rms_norm(x: Tensor, epsilon: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # as torch's own
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
 
 
 def _cast(x: Tensor, dtype: str) -> Tensor:

@@ -90,14 +90,17 @@ class Resampling(Structure):
         return dense
 
     def _matmul(self, x: Tensor) -> Tensor:
-        index, weight = self._tensors(x)
-        picked = x.index_select(-1, index.reshape(-1)).reshape(*x.shape[:-1], *index.shape)
-        return torch.einsum("...mk,mk->...m", picked, weight)
+        wide = widened(x)  # in half precision the weights alone would lose more than the sums of torch
+        index, weight = self._tensors(wide)
+        picked = wide.index_select(-1, index.reshape(-1)).reshape(*x.shape[:-1], *index.shape)
+        return torch.einsum("...mk,mk->...m", picked, weight).to(x.dtype)
 
     def _rmatmul(self, y: Tensor) -> Tensor:
-        index, weight = self._tensors(y)
-        terms = (y.unsqueeze(-1) * weight).flatten(-2)
-        return y.new_zeros(*y.shape[:-1], self.columns).index_add(-1, index.reshape(-1), terms)
+        wide = widened(y)
+        index, weight = self._tensors(wide)
+        terms = (wide.unsqueeze(-1) * weight).flatten(-2)
+        zero = wide.new_zeros(*y.shape[:-1], self.columns)
+        return zero.index_add(-1, index.reshape(-1), terms).to(y.dtype)
 
     def multiply_adds(self) -> int:
         index, _ = self.taps()
@@ -168,3 +171,8 @@ def _cubic(a: Resampling, i: int) -> Line:
 
     weights = (far(part + 1), near(part), near(1 - part), far(2 - part))
     return [(low + k - 1, w) for k, w in enumerate(weights)]
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in float32 where its dtype has 16 bits."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
