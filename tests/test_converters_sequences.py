@@ -242,3 +242,25 @@ def test_a_contraction_of_three_keeps_the_batch_free():
     program = check(module.double(), normal(2, 3, 4))
     assert program.free_sizes() == {"time"}
     assert torch.backends.opt_einsum.enabled
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False, "bidirectional": True}, {"num_layers": 2}], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "call"), [(nn.LSTM, "native_lstm"), (nn.GRU, "native_gru"), (nn.RNN, "dense")]
+)
+def test_converted_recurrences_run_as_torchs_own_kernels(kind, call, options):
+    layer = Recurrent(kind(3, 4, batch_first=True, **options)).double()
+    x = normal(2, 5, 3)
+    compiled = om.compile(convert(layer, x))
+    kernels = [v.__name__ for v in compiled._emitted[False].constants.values() if hasattr(v, "__name__")]
+    assert any(call in name for name in kernels), kernels
+    assert "for t" not in compiled.text, "no tick is written out"
+    for length in (5, 9):
+        given = normal(2, length, 3)
+        for ours, theirs in zip(compiled(given), layer(given), strict=True):
+            same(ours, theirs)
+    mine, its = (
+        torch.autograd.grad(f(x)[0].sin().sum(), list(layer.parameters())) for f in (compiled, layer)
+    )
+    for ours, theirs in zip(mine, its, strict=True):
+        same(ours, theirs)

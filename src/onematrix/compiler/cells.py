@@ -7,14 +7,17 @@ from onematrix.compiler.recurrences import NoMatch, fed_series, flat_width, rows
 from onematrix.programs.part import ONE
 from onematrix.programs.program import Program
 from onematrix.programs.wiring import Wire, Wired, WiredLoop, WiredRow, WiredSeq, WiredStep
+from onematrix.structures.algebra import Sum
 from onematrix.structures.base import Structure
 from onematrix.structures.column import Column
 from onematrix.structures.dense import Dense
+from onematrix.structures.reshaped import Reshaped
 
 
 @dataclass
 class Cell:
-    """kind: "lstm" or "gru"; inputs: the part its series are products of; weights and biases per gate.
+    """kind: "lstm" or "gru"; inputs: the part its series are products of; per gate the structures of its weights and
+    of the constants that are its biases.
 
     state: carried parts in torch's order. outputs: output parts, each the hidden state of every tick.
     absorbed: outer parts whose rows the cell computes itself.
@@ -22,13 +25,27 @@ class Cell:
 
     kind: str
     inputs: str
-    w_ih: list[object]
-    w_hh: list[object]
-    b_ih: list[object | None]
-    b_hh: list[object | None]
+    w_ih: list[Structure]
+    w_hh: list[Structure]
+    b_ih: list[Structure | None]
+    b_hh: list[Structure | None]
     state: list[str]
     outputs: list[str]
     absorbed: list[str]
+
+
+def is_weight(a: Structure) -> bool:
+    """A dense matrix of its own, or rows of one."""
+    return isinstance(a, Dense) or (
+        isinstance(a, Reshaped) and a.tensor.dim() == 2 and a.tensor.shape[1] == a.columns > 1
+    )
+
+
+def is_bias(a: Structure) -> bool:
+    """A vector of numbers, entries of one, or the sum of such."""
+    if isinstance(a, Sum):
+        return all(is_bias(term) for term in a.terms)
+    return isinstance(a, Column) or (isinstance(a, Reshaped) and a.tensor.dim() == a.columns == 1)
 
 
 def find_cells(program: Program, uses: dict[str, int]) -> dict[int, Cell]:
@@ -93,46 +110,48 @@ class _Match:
             raise NoMatch
         return row.sums[0], row.sums[1]
 
-    def gate(self, name: str, activation: str, hidden: str) -> tuple[str, object]:
+    def gate(self, name: str, activation: str, hidden: str) -> tuple[str, Structure]:
         """(outer series, weight of the hidden state) of σ(series + U h)."""
         row = self.rows[name]
         if row.join is not None or row.activation is None or row.activation.name != activation:
             raise NoMatch
         return self.affine(row.sums[0], hidden)
 
-    def affine(self, wires: tuple[Wire, ...], hidden: str) -> tuple[str, object]:
+    def affine(self, wires: tuple[Wire, ...], hidden: str) -> tuple[str, Structure]:
         fed = [w.column for w in wires if w.passes]
         dense = [w for w in wires if not w.passes]
         if len(fed) != 1 or len(dense) != 1 or dense[0].column != hidden or not dense[0].plain:
             raise NoMatch
         a = self.structure(dense[0])
-        if not isinstance(a, Dense):
+        if not is_weight(a):
             raise NoMatch
-        return self.series[fed[0]], a.weight
+        return self.series[fed[0]], a
 
-    def product(self, series: str) -> tuple[str, object, object | None]:
+    def product(self, series: str) -> tuple[str, Structure, Structure | None]:
         """(inputs, weight, bias) of an outer series W x + b that only this loop reads."""
         row = self.outer[series]
         if self.uses.get(series) != 1 or row.join is not None or row.activation is not None:
             raise NoMatch
-        weight, bias, inputs = None, None, None
+        weight: Structure | None = None
+        bias: Structure | None = None
+        inputs = None
         for wire in row.sums[0]:
             a = self.structure(wire)
-            if wire.column == ONE and isinstance(a, Column) and bias is None:
-                bias = a.vector
-            elif isinstance(a, Dense) and wire.plain and wire.column != ONE and weight is None:
-                weight, inputs = a.weight, wire.column
+            if wire.column == ONE and is_bias(a) and bias is None:
+                bias = a
+            elif is_weight(a) and wire.plain and wire.column != ONE and weight is None:
+                weight, inputs = a, wire.column
             else:
                 raise NoMatch
-        if inputs is None or len(self.program.parts[inputs].shape) != 2:
+        if inputs is None or weight is None or len(self.program.parts[inputs].shape) != 2:
             raise NoMatch
         return inputs, weight, bias
 
     def cell(
         self,
         kind: str,
-        gates: list[tuple[str, object]],
-        b_hh: list[object | None],
+        gates: list[tuple[str, Structure]],
+        b_hh: list[Structure | None],
         state: list[str],
         new: str,
     ) -> Cell:
@@ -220,9 +239,9 @@ class _Match:
         if len(dense) != 1 or len(dense) + len(biases) != len(outer) or len(biases) > 1:
             raise NoMatch
         a = self.structure(dense[0])
-        bias = biases[0].vector if biases and isinstance(biases[0], Column) else None
-        if not isinstance(a, Dense) or (biases and bias is None):
+        bias = biases[0] if biases and is_bias(biases[0]) else None
+        if not is_weight(a) or (biases and bias is None):
             raise NoMatch
         gates = [self.gate(r, "sigmoid", hidden), self.gate(z, "sigmoid", hidden)]
-        gates.append((self.series[fed[0]], a.weight))
+        gates.append((self.series[fed[0]], a))
         return self.cell("gru", gates, [None, None, bias], [hidden], h)

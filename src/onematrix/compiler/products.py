@@ -20,6 +20,7 @@ from onematrix.structures.diagonal import Diagonal
 from onematrix.structures.identity import Identity, Ones, Zero
 from onematrix.structures.low_rank import LowRank
 from onematrix.structures.per_axis import PerAxis
+from onematrix.structures.reshaped import Reshaped
 from onematrix.structures.sizes import Size
 from onematrix.structures.tree import layout
 
@@ -78,6 +79,13 @@ class Products:
     def structure(self, a: Structure) -> str:
         """A structure over the tensors the module holds."""
         return self.code.first(f"rebuild({self.code.constant(layout(a, self.slots))}, module._slots())")
+
+    def weight(self, a: Structure) -> str:
+        """The matrix of a dense structure, or the rows of one that a reshaped structure is."""
+        if isinstance(a, Dense):
+            return self.tensor(a.weight)
+        assert isinstance(a, Reshaped), "a weight is dense or rows of a dense matrix"
+        return self.code.first(f"{self.tensor(a.tensor)}[{a.start}:{a.start + a.rows}]")
 
     def run(self) -> str:
         """What the general product of a wire asks about the run."""
@@ -291,6 +299,8 @@ class Products:
             return self.code.first(f"{self.tensor(a.weight)}.view({a.weight.shape[0]})")
         if isinstance(a, Column):
             return self.tensor(a.vector)
+        if isinstance(a, Reshaped) and a.tensor.dim() == a.columns == 1:
+            return self.weight(a)
         if isinstance(a, Sum):
             inner = [self.vector(t) for t in a.terms]
             return None if None in inner else self.code.first(" + ".join(t for t in inner if t))

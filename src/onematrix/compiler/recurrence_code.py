@@ -12,6 +12,7 @@ from onematrix.kernels.dense_loop import run_dense_loop
 from onematrix.kernels.elementwise_loop import run_elementwise_loop
 from onematrix.kernels.native_recurrence import native_gru, native_lstm
 from onematrix.programs.schedule import Loop
+from onematrix.structures.base import Structure
 
 Env = dict[str, Var]
 
@@ -43,7 +44,7 @@ def emit_cell(found: Cell, loop: Loop, starts: Mapping[str, str], rows: Rows, en
     inputs = f"{rows.text(env[found.inputs])}.transpose(0, 1)"
     init = ", ".join(starts[name] for name in found.state)
     init = f"({init})" if len(found.state) > 1 else init
-    weights = [f"[{', '.join(rows.tensor(w) for w in group)}]" for group in (found.w_ih, found.w_hh)]
+    weights = [f"[{', '.join(rows.weight(w) for w in group)}]" for group in (found.w_ih, found.w_hh)]
     biases = [_biases(group, found, rows) for group in (found.b_ih, found.b_hh)]
     reverse = ", reverse=True" if loop.reverse else ""
     stacked, final = code.name("all"), code.name("end")
@@ -55,12 +56,13 @@ def emit_cell(found: Cell, loop: Loop, starts: Mapping[str, str], rows: Rows, en
     }
 
 
-def _biases(group: Sequence[object | None], found: Cell, rows: Rows) -> str:
+def _biases(group: Sequence[Structure | None], found: Cell, rows: Rows) -> str:
     if all(bias is None for bias in group):
         return "None"
-    zero = [f"{rows.tensor(w)}.new_zeros({len(w)})" for w in found.w_hh]  # type: ignore[arg-type]
+    zero = [f"{rows.weight(w)}.new_zeros({w.fixed_shape[0]})" for w in found.w_hh]
     texts = [
-        rows.code.first(z) if bias is None else rows.tensor(bias) for bias, z in zip(group, zero, strict=True)
+        rows.code.first(z) if bias is None else rows.vector(bias) or ""
+        for bias, z in zip(group, zero, strict=True)
     ]
     return f"[{', '.join(texts)}]"
 

@@ -18,6 +18,7 @@ from onematrix.programs.block_matrix import Block, BlockMatrix
 from onematrix.programs.part import ONE
 from onematrix.programs.schedule import Loop, Seq
 from onematrix.structures.base import Structure
+from onematrix.structures.column import Column
 from onematrix.structures.dense import Dense
 from onematrix.structures.identity import scale
 from onematrix.structures.reshaped import Reshaped
@@ -47,6 +48,8 @@ class Cell:
 def _rows(b: Builder, weight: Value, gate: int, units: int) -> Structure:
     """The rows of one gate of a parameter that holds several."""
     held = b.tensor(weight)
+    if len(held) == units:
+        return Dense(held) if held.dim() == 2 else Column(held)
     columns = 1 if held.dim() == 1 else held.shape[1]
     return b.shared("gate", id(held), gate, units, make=lambda: Reshaped(held, units, columns, gate * units))
 
