@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import ShapeError
-from onematrix.structures.base import Fit, Structure, check_dtypes, relative_error
+from onematrix.structures.base import Fit, Structure, check_dtypes
 from onematrix.structures.block_kronecker import FAMILY, BlockKronecker, Conversion, fit_family, require_ones
 from onematrix.structures.block_projection import choose_factors, grid_candidates
 from onematrix.structures.block_train import (
@@ -28,8 +28,10 @@ from onematrix.structures.train_sizes import (
     TrainSizes,
     block_limit,
     choose_train,
+    fit_of_train,
     read_block_ranks,
     single_rank,
+    two_cores,
 )
 from onematrix.structures.weighted_error import reduce_error
 
@@ -105,7 +107,7 @@ class BlockTensorTrain(Structure):
         Options: rows=(m1, …), columns=(n1, …), cores=c, rank=r or (r1, …), budget. With a gram and more than
         two cores the result is the start of a descent on the weighted error.
         """
-        if _two_cores(size):
+        if two_cores(size):
             return fit_family(dense, gram, _choose_two(cls, *dense.shape, **size), cls)
         m, n = dense.shape
         sizes = choose_train(cls, m, n, train_numbers, limit=block_limit, **size)
@@ -114,9 +116,7 @@ class BlockTensorTrain(Structure):
         if gram is not None:
             found = reduce_error(found, dense, gram)
         a = cls._from([w.to(dense.dtype) for w in found._weights()], sizes)
-        total = float(dense.detach().double().norm())
-        predicted = rest**0.5 / total if total else 0.0
-        return Fit(a, relative_error(a, dense, gram), predicted if gram is None else None)
+        return fit_of_train(a, dense, gram, rest)
 
     @classmethod
     def _from(cls, cores: Sequence[Tensor], sizes: TrainSizes) -> Self:
@@ -133,7 +133,7 @@ class BlockTensorTrain(Structure):
         inputs) ÷ inputs) instead, by spectral norms: for r > 1 its outputs are smaller.
         """
         budget_if = None if "rank" in size else budget
-        if _two_cores(size):
+        if two_cores(size):
             f = _choose_two(cls, m, n, budget=budget_if, **size)[0]
             sizes = TrainSizes((f.phi, f.epsilon), (f.alpha, f.gamma), (1, f.rank, 1))
         else:
@@ -150,10 +150,6 @@ class BlockTensorTrain(Structure):
         ):
             sizes = TrainSizes(rows, columns, ranks)
             yield cls._from(random_train(sizes, generator, torch.float64), sizes)
-
-
-def _two_cores(size: dict[str, Any]) -> bool:
-    return size.get("cores", 2) == 2 and all(len(size.get(k) or (1, 1)) == 2 for k in ("rows", "columns"))
 
 
 def _choose_two(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import ShapeError
-from onematrix.structures.base import Fit, Structure, check_dtypes, relative_error
+from onematrix.structures.base import Fit, Structure, check_dtypes
 from onematrix.structures.block_kronecker import FAMILY, BlockKronecker, Conversion, fit_family, require_ones
 from onematrix.structures.block_projection import choose_factors, kronecker_candidates, truncate
 from onematrix.structures.dense import Dense
@@ -17,7 +17,15 @@ from onematrix.structures.deviations import core_deviations
 from onematrix.structures.factor_sizes import parse_factors, write_factors
 from onematrix.structures.family_product import Factors
 from onematrix.structures.sizes import Size
-from onematrix.structures.train_sizes import TrainSizes, balance, choose_train, read_ranks, single_rank
+from onematrix.structures.train_sizes import (
+    TrainSizes,
+    balance,
+    choose_train,
+    fit_of_train,
+    read_ranks,
+    single_rank,
+    two_cores,
+)
 from onematrix.structures.weighted_error import reduce_error
 
 
@@ -117,7 +125,7 @@ class TensorTrain(Structure):
         Options: rows=(m1, …), columns=(n1, …), cores=c, rank=r or (r1, …), budget. With a gram the result is
         the start of a descent on the weighted error.
         """
-        if _two_cores(size):
+        if two_cores(size):
             return fit_family(dense, gram, _choose_two(cls, *dense.shape, **size), cls)
         m, n = dense.shape
         sizes = choose_train(cls, m, n, plain_numbers, **size)
@@ -125,9 +133,7 @@ class TensorTrain(Structure):
         if gram is not None:
             found = reduce_error(found, dense, gram)
         a = cls._from([core.weight.to(dense.dtype) for core in found.cores], sizes)
-        total = float(dense.detach().double().norm())
-        predicted = rest**0.5 / total if total else 0.0
-        return Fit(a, relative_error(a, dense, gram), predicted if gram is None else None)
+        return fit_of_train(a, dense, gram, rest)
 
     @classmethod
     def _from(cls, cores: Sequence[Tensor], sizes: TrainSizes) -> Self:
@@ -139,7 +145,7 @@ class TensorTrain(Structure):
         cls, m: int, n: int, budget: float = 1.0, generator: torch.Generator | None = None, **size: Any
     ) -> Self:
         """Cores as `core_deviations` says, n_t r_t inputs per sum. Two unless cores= or rows= says more."""
-        if _two_cores(size):
+        if two_cores(size):
             two = _choose_two(cls, m, n, budget=None if "rank" in size else budget, **size)[0]
             sizes = TrainSizes((two.epsilon, two.delta), (two.beta, two.alpha), (1, two.rank, 1))
         else:
@@ -197,10 +203,6 @@ def _successive(cls: type[TensorTrain], dense: Tensor, sizes: TrainSizes) -> tup
         rest, before, left_out = v[0] * norms[:, None], sizes.ranks[t + 1], left_out + float(lost)
     cores.append(rest.reshape(before * sizes.rows[-1], sizes.columns[-1]))
     return cls._from(balance(cores), sizes), left_out
-
-
-def _two_cores(size: dict[str, Any]) -> bool:
-    return size.get("cores", 2) == 2 and all(len(size.get(k) or (1, 1)) == 2 for k in ("rows", "columns"))
 
 
 def _choose_two(

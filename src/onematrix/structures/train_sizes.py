@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from onematrix.errors import FitError, ShapeError
-from onematrix.structures.base import Structure, below_minimum
+from onematrix.structures.base import Fit, Structure, below_minimum, relative_error
 from onematrix.structures.factor_sizes import cannot_split, check_product, split_evenly
 from onematrix.structures.sizes import numbers_within
 
@@ -187,3 +188,15 @@ def balance(cores: Sequence[Tensor]) -> list[Tensor]:
         return list(cores)
     mean = math.exp(sum(map(math.log, sizes)) / len(sizes))
     return [core * (mean / size) for core, size in zip(cores, sizes, strict=True)]
+
+
+def two_cores(size: dict[str, Any]) -> bool:
+    """Whether these options ask for two cores, for which the projection is exact."""
+    return size.get("cores", 2) == 2 and all(len(size.get(k) or (1, 1)) == 2 for k in ("rows", "columns"))
+
+
+def fit_of_train(a: Structure, dense: Tensor, gram: Tensor | None, rest: float) -> Fit:
+    """The fit a; rest is what the cuts left out of ‖dense‖², which bounds the unweighted error."""
+    total = float(dense.detach().double().norm())
+    predicted = rest**0.5 / total if total else 0.0
+    return Fit(a, relative_error(a, dense, gram), predicted if gram is None else None)
