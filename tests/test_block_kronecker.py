@@ -358,4 +358,4 @@ def test_a_budget_below_the_smallest_member_names_it_and_the_remedy_works(cls, s
 def test_explicit_factors_of_one_are_accepted():
     assert Monarch.fit(normal(7, 9), blocks=(1, 3), rank=2).structure.fixed_shape == (7, 9)
     assert Kronecker.fit(normal(7, 9), left=(7, 1)).structure.fixed_shape == (7, 9)
-    assert Monarch.fit(normal(6, 9), blocks=3, rank=100).structure.factors.rank == 2
+    assert Monarch.fit(normal(6, 9), blocks=3, rank=2).error < 1e-13

@@ -1,6 +1,8 @@
 """What no structure accepts: every structure refuses it, with its name and the values in the message."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,19 +14,15 @@ from onematrix.structures.base import fittable, randomisable
 from onematrix.structures.blast import Blast
 from onematrix.structures.definition import define, forget
 from onematrix.structures.low_rank import LowRank
-from onematrix.structures.tree import effective_weight
+from onematrix.structures.tree import effective_weight, leaves, map_tensors
 from structure_cases import generator, normal
 
 FITTED = [name for name in fittable() if not hasattr(STRUCTURES[name], "definition")]
 DRAWN = [name for name in randomisable() if not hasattr(STRUCTURES[name], "definition")]
 RANKED = [
-    "blast",
-    "block_kronecker",
-    "block_tensor_train",
-    "canonical",
-    "low_rank",
-    "monarch",
-    "tensor_train",
+    name
+    for name in FITTED
+    if {"rank", "factors"} & next(STRUCTURES[name].examples(generator())).exact_size().keys()
 ]
 SPLIT = [
     "block_kronecker",
@@ -92,15 +90,92 @@ def test_ranks_that_are_no_positive_integers_are_refused(rank):
     assert caught.value.got == rank
 
 
-@pytest.mark.parametrize("name", [name for name in RANKED if name not in ("canonical", "blast")])
-def test_a_rank_above_the_bound_is_the_bound_and_loses_nothing(name):
-    """From the bound on every matrix is a member, so more would store numbers that change nothing."""
-    dense = normal(12, 12)
-    found = STRUCTURES[name].fit(dense, rank=1000)
-    assert found.error < 1e-10
-    assert effective_weight(found.structure) <= 2
-    drawn = STRUCTURES[name].random(12, 12, rank=1000, generator=generator())
-    assert effective_weight(drawn) <= 2
+@pytest.mark.parametrize("name", RANKED)
+def test_a_rank_above_the_largest_of_use_is_refused_with_that_rank(name):
+    """At the bound every matrix is a member, so that more would store numbers that change nothing."""
+    cls, dense = STRUCTURES[name], normal(12, 12)
+    message = rf"{name} 12×12: rank (\d+) is above (\d+), the largest of use.*; ask for \2 or less"
+    for make in (lambda r: cls.fit(dense, rank=r).structure, lambda r: cls.random(12, 12, rank=r)):
+        with pytest.raises(FitError, match=message) as caught:
+            make(1000)
+        bound = caught.value.needed
+        assert caught.value.got == 1000
+        make(bound)
+        with pytest.raises(FitError, match=message) as caught:
+            make(bound + 1)
+        assert (caught.value.got, caught.value.needed) == (bound + 1, bound)
+    assert cls.fit(dense, rank=bound).error < 1e-10
+    if name != "blast":  # its members one rank below have more numbers than the matrix
+        assert cls.fit(dense, rank=bound - 1).error > 1e-3
+
+
+def test_blast_takes_ranks_above_the_size_of_its_blocks():
+    for rank in (3, 4, 12):
+        assert Blast.random(12, 12, rank=rank, blocks=(4, 4)).rank == rank
+    with pytest.raises(
+        FitError, match=r"blast 12×12: rank 13 is above 12, the largest of use on 4 × 4 blocks"
+    ):
+        Blast.random(12, 12, rank=13, blocks=(4, 4))
+    with pytest.raises(
+        FitError, match=r"blast 4×9: rank 13 is above 9, .*other sizes with blocks=\(b1, b2\)"
+    ):
+        Blast.fit(normal(4, 9), rank=13, blocks=(1, 9))
+
+
+def test_one_rank_for_several_cores_is_that_of_those_it_is_of_use_to():
+    sides = {"rows": (2, 2, 2), "columns": (2, 2, 2)}
+    ranks = {"tensor_train": ((3, 3), (4, 4)), "block_tensor_train": ((2, 2), (2, 2))}
+    for name, (below, highest) in ranks.items():
+        cls = STRUCTURES[name]
+        assert cls.random(8, 8, rank=below[0], **sides).exact_size()["rank"] == below
+        with pytest.raises(FitError, match=rf"{name} 8×8: rank 9 is above {highest[0]}, .*rows \(2, 2, 2\)"):
+            cls.fit(normal(8, 8), rank=9, **sides)
+        with pytest.raises(
+            FitError, match=rf"{name} 8×8: r2 = 9 is above {highest[1]}, the largest of use with"
+        ):
+            cls.fit(normal(8, 8), rank=(2, 9), **sides)
+    uneven = STRUCTURES["tensor_train"].random(32, 32, rows=(2, 4, 4), columns=(2, 4, 4), rank=9)
+    assert uneven.ranks == (1, 4, 9, 1)
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_a_member_made_by_hand_has_a_size_that_can_be_asked_for(name):
+    """Numbers beyond the largest rank of use may stand in a value; `exact_size` leaves them out."""
+    for a in STRUCTURES[name].examples(generator()):
+        m, n = a.fixed_shape
+        assert STRUCTURES[name].random(m, n, **a.exact_size()).exact_size() == a.exact_size()
+
+
+COUNTED = [
+    ("csr", {"nonzeros": 145}, r"csr 12×12: nonzeros must lie in 1\.\.144, got 145"),
+    ("csc", {"nonzeros": 0}, r"csc 12×12: nonzeros must lie in 1\.\.144, got 0"),
+    ("masked", {"nonzeros": 145}, r"masked 12×12: nonzeros must lie in 1\.\.144, got 145"),
+    (
+        "block_sparse",
+        {"blocks": 17, "tile": (3, 3)},
+        r"block_sparse 12×12: blocks must lie in 1\.\.16, got 17",
+    ),
+    (
+        "butterfly",
+        {"block": 5},
+        r"butterfly 12×12: block=5 does not divide both; usable: \[1, 2, 3, 4, 6, 12\]",
+    ),
+    (
+        "kronecker",
+        {"left": (5, 2)},
+        r"kronecker: left=\(m1, n1\), rows=\(5, 2\) multiply to 10, the size is 12",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "message"), COUNTED)
+def test_sizes_no_member_has_are_refused(name, size, message):
+    for make in (
+        lambda: STRUCTURES[name].fit(normal(12, 12), **size),
+        lambda: STRUCTURES[name].random(12, 12, **size),
+    ):
+        with pytest.raises(OneMatrixError, match=message):
+            make()
 
 
 @every_fit
@@ -194,6 +269,39 @@ def test_numbers_of_mixed_kinds_are_refused_when_a_structure_is_made():
         Blast(torch.ones(2, 3, 5), torch.ones(5, 2, 4).bfloat16(), torch.ones(4, 5, 2))
 
 
+@pytest.mark.parametrize("name", sorted(STRUCTURES))
+def test_numbers_unlike_the_others_are_refused_by_every_structure(name):
+    """When the value is made, or by its product where it holds structures of other kinds."""
+
+    def unlike(a, which, change):
+        places = itertools.count()
+        return map_tensors(a, lambda t: change(t) if next(places) == which else t)
+
+    for a in STRUCTURES[name].examples(generator()):
+        floating = [t.is_floating_point() for _, t in leaves(a)]
+        for which, is_number in enumerate(floating):
+            if not is_number:
+                continue
+            with pytest.raises(DTypeError, match=r"real numbers were needed, got torch\.complex128"):
+                unlike(a, which, lambda t: t.to(torch.complex128))
+            if sum(floating) > 1:
+                with pytest.raises(DTypeError, match=r"torch\.float32.*; convert one of them with \.to"):
+                    unlike(a, which, lambda t: t.float()).matmul(normal(2, a.fixed_shape[1]))
+
+
+@pytest.mark.parametrize("name", ["tensor_train", "block_tensor_train", "butterfly", "canonical"])
+def test_cores_on_several_devices_are_refused_when_they_are_put_together(name):
+    a = list(STRUCTURES[name].examples(generator()))[1]
+    what = "modes" if name == "canonical" else "cores"
+    message = (
+        rf"{name}: {what}\.0\.weight is torch.float64 on cpu, {what}\.1\.weight is torch.float64 on meta"
+    )
+    first, second, *rest = getattr(a, what)
+    moved = map_tensors(second, lambda t: t.to("meta"))
+    with pytest.raises(DTypeError, match=message):
+        replace(a, **{what: (first, moved, *rest)})
+
+
 @pytest.mark.parametrize("name", [name for name in DRAWN if name != "permutation"])
 def test_inputs_of_another_dtype_or_width_are_refused(name):
     a = STRUCTURES[name].random(12, 12, generator=generator())
@@ -231,8 +339,16 @@ def test_defined_structures_refuse_the_same():
             BudgetError, match=r"budget 0\.01 is below the smallest member .*; ask for budget="
         ):
             om.fit(normal(8, 8), "test_bad_input", budget=0.01)
-        assert cls.fit(normal(8, 4), rank=1000).structure.sizes["r"] == 4
-        assert cls.random(8, 4, rank=1000).sizes["r"] == 4
+        for make in (lambda **size: cls.fit(normal(8, 4), **size), lambda **size: cls.random(8, 4, **size)):
+            with pytest.raises(FitError, match=r"test_bad_input 8×4: rank 5 is above 4, the largest of use"):
+                make(rank=5)
+            with pytest.raises(
+                FitError, match=r"axis 'r' = 5 is above 4, .*other sizes with sizes="
+            ) as caught:
+                make(sizes={"r": 5})
+            assert (caught.value.needed, caught.value.got) == (4, 5)
+        assert cls.fit(normal(8, 4), rank=4).error < 1e-10
+        assert cls(torch.ones(2, 4, 9), torch.ones(9, 4)).exact_size()["sizes"]["r"] == 4
         with pytest.raises(FitError, match="rank must be at least 1, got 0"):
             cls.random(8, 4, rank=0)
         with pytest.raises(

@@ -84,11 +84,6 @@ def test_impossible_values_are_refused(make, message):
         make()
 
 
-def test_a_rank_above_the_sizes_is_the_smaller_size():
-    a = om.fit(normal(4, 3), "low_rank", rank=100)
-    assert a.rank == LowRank.random(4, 3, rank=100).rank == 3
-
-
 @pytest.mark.parametrize("name", ["csr", "csc", "masked", "block_sparse"])
 def test_a_diagonal_gram_makes_the_kept_entries_the_best(name):
     """With a diagonal gram every entry counts w_ij² G_jj: dropping any kept one for another is no better."""

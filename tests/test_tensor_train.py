@@ -65,7 +65,8 @@ def test_an_entry_of_a_block_train_is_a_product_along_its_blocks():
 def test_cores_of_size_one_and_many_cores(cls):
     for count in (1, 3, 4):
         rows, columns = split_evenly(24, count), split_evenly(36, count)
-        a = cls.random(24, 36, rows=rows, columns=columns, rank=2, generator=generator())
+        ranks = (2,) * (count - 1)
+        a = cls.random(24, 36, rows=rows, columns=columns, rank=ranks, generator=generator())
         x, y = normal(3, 36).float(), normal(3, 24).float()
         torch.testing.assert_close(a.matmul(x), x @ a.to_dense().mT, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(a.rmatmul(y), y @ a.to_dense(), rtol=1e-4, atol=1e-4)
@@ -118,7 +119,8 @@ def test_members_come_back_and_their_cores_are_balanced(cls, count):
 @BOTH
 def test_more_rank_is_no_worse_and_full_rank_is_exact(cls):
     target = normal(8, 12)
-    errors = [cls.fit(target, rows=(2, 2, 2), columns=(2, 3, 2), rank=r).error for r in range(1, 9)]
+    ranks = [1, 2, 3, 4] if cls is TensorTrain else [1, 2]
+    errors = [cls.fit(target, rows=(2, 2, 2), columns=(2, 3, 2), rank=r).error for r in ranks]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-13
 

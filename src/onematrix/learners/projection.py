@@ -26,7 +26,8 @@ def fit(
     time all fits share (None: no limit, and the same table each time), batch=64, how many vectors the timed
     products have (None: not timed), names=, those to try, and progress= (None: past two seconds, on a
     terminal). Fits run at once on as many threads as torch has.
-    Raises FitError (unknown name, not finite, not fittable), BudgetError (outside (0, 1], below minimum).
+    Raises FitError (unknown name, not finite, not fittable, a rank above the largest of use), BudgetError
+    (outside (0, 1], below minimum).
 
     >>> import torch
     >>> fit(torch.eye(4), "csr", budget=0.25).nonzeros()

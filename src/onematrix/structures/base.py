@@ -3,17 +3,16 @@
 import abc
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from numbers import Integral
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from onematrix.errors import BudgetError, DTypeError, FitError, OneMatrixError, ShapeError
-from onematrix.structures.sizes import Size, check_budget, evaluate_size
+from onematrix.structures.sizes import Size, check_budget, check_rank, evaluate_size
 
 STRUCTURES: dict[str, type["Structure"]] = {}
 
@@ -185,13 +184,16 @@ class Structure(abc.ABC):
         """Best member for a dense matrix within the budget E (or an exact size: rank=, nonzeros=, …).
 
         dense: (m, n), real and finite. gram: (n, n) = XᵀX weights the error ‖(W − A) G^½‖ ÷ ‖W G^½‖.
-        Raises FitError, BudgetError (outside (0, 1] or below the structure's minimum, which it names).
+        Raises FitError (also for a rank above the largest of use, which it names), BudgetError (outside (0, 1]
+        or below the structure's minimum, which it names).
         """
         _check_matrix(cls, dense, gram)
         if budget is not None:
             check_budget(budget, cls.name)
             size["budget"] = budget
-        _check_rank(cls.name, size.get("rank"))
+        rank = size.get("rank")
+        if rank is not None and not isinstance(rank, tuple | list):  # several are checked where they are read
+            check_rank(cls.name, rank)
         return cls._fit(dense, gram, **size)
 
     def _check_input(self, x: Tensor, side: int) -> None:
@@ -319,24 +321,26 @@ def _check_alike(owner: Structure) -> None:
                 "part in structures of their own",
                 got=value.dtype,
             )
-    floating = [(name, v) for name, v in weights if v.is_floating_point()]
-    for name, value in floating[1:]:
-        first = floating[0][1]
+    check_alike(owner.name, [(name, v) for name, v in weights if v.is_floating_point()])
+
+
+def check_alike(who: str, weights: Sequence[tuple[str, Tensor]]) -> None:
+    """Raise DTypeError unless these numbers, each with its field, are of one dtype and on one device."""
+    for name, value in weights[1:]:
+        head, first = weights[0]
         if (value.dtype, value.device) != (first.dtype, first.device):
             raise DTypeError(
-                f"{owner.name}: {floating[0][0]} is {first.dtype} on {first.device}, {name} is {value.dtype} on "
+                f"{who}: {head} is {first.dtype} on {first.device}, {name} is {value.dtype} on "
                 f"{value.device}; convert one of them with .to(...)",
                 needed=first.dtype,
                 got=value.dtype,
             )
 
 
-def _check_rank(who: str, rank: object) -> None:
-    """Raise FitError unless None, an integer of at least 1, or several, which the structure itself checks."""
-    if rank is None or isinstance(rank, tuple | list):
-        return
-    if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
-        raise FitError(f"{who}: rank must be at least 1, got {rank!r}; it is an integer", got=rank)
+def check_cores(who: str, what: str, cores: Sequence["Structure"]) -> None:
+    """Raise DTypeError unless the numbers of all cores, or modes, are alike: one product takes them all."""
+    weights = [(f"{what}.{t}.weight", core._first_weight()) for t, core in enumerate(cores)]
+    check_alike(who, [(name, weight) for name, weight in weights if weight is not None])
 
 
 def _check_matrix(cls: type[Structure], dense: Tensor, gram: Tensor | None) -> None:

@@ -13,7 +13,7 @@ from onematrix.structures.blast_fit import choose_blocks, fit_blast, rank_bound
 from onematrix.structures.deviations import core_deviations
 from onematrix.structures.grouped_product import multiply_columns
 from onematrix.structures.multilinear_fit import Search
-from onematrix.structures.sizes import Size, numbers_within
+from onematrix.structures.sizes import Size, check_rank_within, numbers_within
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Blast(Structure):
         return self.left.shape[0], self.right.shape[0]
 
     def exact_size(self) -> dict[str, Any]:
-        return {"rank": self.rank, "blocks": self.blocks}
+        return {"rank": min(self.rank, rank_bound(*self.fixed_shape, self.blocks)), "blocks": self.blocks}
 
     def generic_rank(self) -> int:
         """The rank of almost every member of these sizes: min(m, n, r min(b1, b2)) for b1, b2 with p, q ≥ r."""
@@ -189,20 +189,20 @@ def _choose_sizes(
             f"{_divisors(n)} divide {n}",
             blocks=blocks,
         )
+    if rank is not None:
+        bound, where = rank_bound(m, n, blocks), f" on {b1} × {b2} blocks"
+        return blocks, check_rank_within(f"{cls.name} {m}×{n}", rank, bound, where, "blocks=(b1, b2)")
     each = m + n + b1 * b2
-    if rank is None:
-        rank = numbers_within(1.0 if budget is None else budget, m, n, cls.name) // each
-        if rank < 1 and budget is not None and each <= m * n:
-            raise below_minimum(cls, budget, each, m, n, f"rank 1 on {b1} × {b2} blocks")
-        if rank < 1:
-            raise FitError(
-                f"blast {m}×{n}: rank 1 on {b1} × {b2} blocks stores {each} numbers, "
-                f"more than the {m * n} of dense",
-                needed=each,
-            )
+    rank = numbers_within(1.0 if budget is None else budget, m, n, cls.name) // each
+    if rank < 1 and budget is not None and each <= m * n:
+        raise below_minimum(cls, budget, each, m, n, f"rank 1 on {b1} × {b2} blocks")
     if rank < 1:
-        raise FitError(f"blast: rank must be at least 1, got {rank}", got=rank)
-    return blocks, min(rank, rank_bound(m, n, blocks))
+        raise FitError(
+            f"blast {m}×{n}: rank 1 on {b1} × {b2} blocks stores {each} numbers, "
+            f"more than the {m * n} of dense",
+            needed=each,
+        )
+    return blocks, rank
 
 
 def _divisors(size: int) -> str:

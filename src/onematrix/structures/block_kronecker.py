@@ -64,7 +64,7 @@ class BlockKronecker(Structure):
         return self.factors.shape
 
     def exact_size(self) -> dict[str, Any]:
-        return {"factors": self.factors}
+        return {"factors": self.factors.with_rank(self.factors.rank)}
 
     def learning_rate_scale(self) -> dict[str, float]:
         return learning_rates(self.factors)
@@ -93,7 +93,10 @@ class BlockKronecker(Structure):
         cls, m: int, n: int, budget: float = 1.0, generator: torch.Generator | None = None, **size: Any
     ) -> Self:
         """A ~ N(0, 1/(β γ ρ)), B ~ N(0, 1/α): the variance is kept, and both need one rate of Adam."""
-        options = choose_factors(cls, (m, n), family_candidates(m, n), budget=budget, **size)
+        exact = "rank" in size or isinstance(size.get("factors"), Factors)
+        options = choose_factors(
+            cls, (m, n), family_candidates(m, n), budget=None if exact else budget, **size
+        )
         return cls(*random_family(options[0], generator))
 
     @classmethod

@@ -10,7 +10,7 @@ from onematrix.errors import BudgetError, FitError
 from onematrix.structures.base import Structure, below_minimum
 from onematrix.structures.factor_sizes import cannot_split, check_product, proper_divisors, spread
 from onematrix.structures.family_product import Factors
-from onematrix.structures.sizes import numbers_within
+from onematrix.structures.sizes import check_rank, check_rank_within, numbers_within
 
 CHUNK = 1 << 22  # numbers per batch of blocks, so that the copies in float64 stay small
 GRAM_FROM = 256  # blocks this large, kept to less than half their rank, go by the eigenvalues of their Gram
@@ -200,8 +200,8 @@ def choose_factors(
     Raises FitError when the sizes do not split or the rank is below 1, BudgetError when nothing is so small.
     """
     m, n = shape
-    if rank is not None and rank < 1:
-        raise FitError(f"{cls.name}: rank must be at least 1, got {rank}", got=rank)
+    if rank is not None:
+        check_rank(cls.name, rank)
     if factors is not None:
         fixed = factors if isinstance(factors, Factors) else Factors(*factors)
         check_product(cls.name, "columns", (fixed.gamma, fixed.beta, fixed.alpha), n)
@@ -212,7 +212,9 @@ def choose_factors(
     if not candidates:
         raise cannot_split(cls.name, m, n, option)
     if rank is not None:
-        return [candidates[0].with_rank(rank)]
+        f = candidates[0]
+        where = f" in {_grid(f)}"
+        return [f.with_rank(check_rank_within(f"{cls.name} {m}×{n}", rank, f.largest_rank, where, option))]
     budget = 1.0 if budget is None else budget
     allowed = numbers_within(budget, m, n, cls.name)
     fitting = [
@@ -229,9 +231,16 @@ def _too_large(
     cls: type[Structure], budget: float, candidates: Sequence[Factors], m: int, n: int
 ) -> FitError | BudgetError:
     f = min((f.with_rank(1) for f in candidates), key=lambda f: f.numbers())
-    what = f"rank 1 in a {f.phi}×{f.gamma} grid of blocks {f.epsilon * f.delta}×{f.beta * f.alpha}"
+    what = f"rank 1 in {_grid(f)}"
     if f.numbers() > m * n:
         return FitError(
             f"{cls.name} {m}×{n}: {what} stores {f.numbers()} numbers, more than the {m * n} of dense"
         )
     return below_minimum(cls, budget, f.numbers(), m, n, what)
+
+
+def _grid(f: Factors) -> str:
+    blocks = f"a {f.phi}×{f.gamma} grid of blocks {f.epsilon * f.delta}×{f.beta * f.alpha}"
+    if f.beta == f.delta == 1:
+        return blocks
+    return f"{blocks}, sums of {f.epsilon}×{f.beta} ⊗ {f.delta}×{f.alpha}"

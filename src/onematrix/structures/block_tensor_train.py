@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import ShapeError
-from onematrix.structures.base import Fit, Structure, check_dtypes
+from onematrix.structures.base import Fit, Structure, check_cores, check_dtypes
 from onematrix.structures.block_kronecker import FAMILY, BlockKronecker, Conversion, fit_family, require_ones
 from onematrix.structures.block_projection import choose_factors, grid_candidates
 from onematrix.structures.block_train import (
@@ -32,6 +32,7 @@ from onematrix.structures.train_sizes import (
     read_block_ranks,
     single_rank,
     two_cores,
+    useful_ranks,
 )
 from onematrix.structures.weighted_error import reduce_error
 
@@ -60,6 +61,7 @@ class BlockTensorTrain(Structure):
 
     def check(self) -> None:
         _ = self.ranks
+        check_cores(self.name, "cores", self.cores)
 
     def _factors(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return parse_factors(self.name, self.row_factors), parse_factors(self.name, self.column_factors)
@@ -79,7 +81,8 @@ class BlockTensorTrain(Structure):
 
     def exact_size(self) -> dict[str, Any]:
         rows, columns = self._factors()
-        return {"rows": rows, "columns": columns, "rank": self.ranks[1:-1]}
+        ranks = useful_ranks(self.ranks[1:-1], rows, columns, block_limit)
+        return {"rows": rows, "columns": columns, "rank": ranks}
 
     def learning_rate_scale(self) -> dict[str, float]:
         """(n ÷ inputs of one sum) ÷ cores: core t sums over r(t−1) n_t (arXiv:2406.06248, section 3.2)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import FitError, ShapeError
-from onematrix.structures.base import Fit, Structure, below_minimum, check_dtypes, relative_error
+from onematrix.structures.base import Fit, Structure, below_minimum, check_cores, check_dtypes, relative_error
 from onematrix.structures.block_train import (
     dense_train,
     fit_train,
@@ -73,6 +73,7 @@ class Butterfly(Structure):
         ranks = read_block_ranks(self.name, [core.fixed_shape for core in self.cores], rows, columns)
         if wrong := [r for r in ranks[1:-1] if r != self.block]:
             raise ShapeError(f"butterfly: cores for block {self.block} were needed, got block {wrong[0]}")
+        check_cores(self.name, "cores", self.cores)
 
     def _digits(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return parse_factors(self.name, self.row_factors), parse_factors(self.name, self.column_factors)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import FitError, ShapeError
-from onematrix.structures.base import Fit, Structure, below_minimum, check_dtypes, relative_error
+from onematrix.structures.base import Fit, Structure, below_minimum, check_cores, check_dtypes, relative_error
 from onematrix.structures.block_projection import truncate
 from onematrix.structures.canonical_fit import fit_rows
 from onematrix.structures.dense import Dense
 from onematrix.structures.deviations import core_deviations
 from onematrix.structures.factor_sizes import cannot_split, check_product, prime_factors, split_evenly
-from onematrix.structures.sizes import Size, check_sides, numbers_within
+from onematrix.structures.sizes import Size, check_rank, check_rank_within, check_sides, numbers_within
 from onematrix.structures.weighted_error import reduce_error
 
 
@@ -45,6 +45,7 @@ class Canonical(Structure):
             raise ShapeError(
                 f"canonical: modes with m R rows each were needed, got rows {tall} and rank {self.rank}"
             )
+        check_cores(self.name, "modes", self.modes)
 
     def _weights(self) -> list[Tensor]:
         return [mode.weight for mode in self.modes]
@@ -59,7 +60,7 @@ class Canonical(Structure):
         return self.modes[0].weight.shape[0] // self.rank, math.prod(self.sizes)
 
     def exact_size(self) -> dict[str, Any]:
-        return {"modes": self.sizes, "rank": self.rank}
+        return {"modes": self.sizes, "rank": min(self.rank, _largest_rank(self.sizes))}
 
     def learning_rate_scale(self) -> dict[str, float]:
         """(n ÷ inputs of one sum) ÷ modes: the rule of arXiv:2406.06248 for chains; the source has none.
@@ -199,6 +200,11 @@ def _nearest(
     return cls(tuple(Dense(f.reshape(m * rank, -1).contiguous()) for f in factors), rank), None
 
 
+def _largest_rank(modes: Sequence[int]) -> int:
+    """The R from which on every matrix is a member: Π P_d ÷ max P_d, one term per setting of the others."""
+    return math.prod(modes) // max(modes)
+
+
 def _choose(
     cls: type[Structure],
     m: int,
@@ -209,8 +215,8 @@ def _choose(
     modes: Sequence[int] | None = None,
 ) -> tuple[tuple[int, ...], int]:
     """Modes and rank: two even modes unless given, more (up to `most`) where the budget asks for it."""
-    if rank is not None and rank < 1:
-        raise FitError(f"canonical: rank must be at least 1, got {rank}", got=rank)
+    if rank is not None:
+        check_rank(cls.name, rank)
     if modes is not None:
         options = [check_product(cls.name, "modes", modes, n)]
     else:
@@ -218,12 +224,13 @@ def _choose(
     if not options:
         raise cannot_split(cls.name, m, n, "modes=(P1, …)")
     if rank is not None:
-        return options[0], rank
+        where, bound = f" over modes {options[0]}", _largest_rank(options[0])
+        return options[0], check_rank_within(f"{cls.name} {m}×{n}", rank, bound, where, "modes=(P1, …)")
     budget = 1.0 if budget is None else budget
     allowed = numbers_within(budget, m, n, cls.name)
     for sizes in options:
         if found := allowed // (m * sum(sizes)):
-            return sizes, min(found, max(1, n // max(sizes)))
+            return sizes, min(found, _largest_rank(sizes))
     least = min(options, key=sum)
     what = f"rank 1 over modes {least}"
     if m * sum(least) > m * n:

@@ -10,13 +10,20 @@ from torch import Tensor
 
 from onematrix.errors import FitError, FormatError, ShapeError
 from onematrix.structures.base import STRUCTURES, Fit, Structure, relative_error
-from onematrix.structures.definition_fit import Sizes, Wanted, choose_sizes, fit_cores, rank_bound
+from onematrix.structures.definition_fit import (
+    Sizes,
+    Wanted,
+    choose_sizes,
+    fit_cores,
+    rank_bound,
+    useful_sizes,
+)
 from onematrix.structures.definition_pattern import Pattern, read_pattern
 from onematrix.structures.definition_plan import Plan, apply, plan, swapped
 from onematrix.structures.deviations import core_deviations
 from onematrix.structures.multilinear import Form
 from onematrix.structures.multilinear_fit import Search
-from onematrix.structures.sizes import Size
+from onematrix.structures.sizes import Size, check_rank
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 MOST_JACOBIAN = 2**26  # entries
@@ -141,8 +148,8 @@ class Defined:
         return m, n
 
     def exact_size(self) -> dict[str, Any]:
-        """The size of every axis."""
-        return {"sizes": self.sizes}
+        """The size of every axis, ranks as large as they are of use."""
+        return {"sizes": useful_sizes(self.definition, self.sizes)}
 
     def _plan(self, *, back: bool = False) -> Plan:
         form = swapped(self._form) if back else self._form
@@ -253,8 +260,8 @@ class Defined:
 
     @classmethod
     def _sizes(cls, m: int, n: int, wanted: Wanted) -> list[Sizes]:
-        if wanted.rank is not None and wanted.rank < 1:
-            raise FitError(f"{cls.name}: rank must be at least 1, got {wanted.rank}", got=wanted.rank)
+        if wanted.rank is not None:
+            check_rank(cls.name, wanted.rank)
         return choose_sizes(cls.name, cls.definition, m, n, wanted)
 
     @classmethod

@@ -16,7 +16,7 @@ from onematrix.structures.block_projection import truncate
 from onematrix.structures.definition_pattern import Pattern
 from onematrix.structures.multilinear import Form, Kernel, LeastSquares
 from onematrix.structures.multilinear_fit import Search, fit_form
-from onematrix.structures.sizes import numbers_within
+from onematrix.structures.sizes import above_bound, check_sides, numbers_within
 
 GRIDS = 3  # splits of the sides a fit tries
 MOST_SPLITS = 4000
@@ -61,7 +61,13 @@ def choose_sizes(name: str, pattern: Pattern, m: int, n: int, wanted: Wanted) ->
     fixed = dict(wanted.sizes or {})
     _check_fixed(name, pattern, fixed)
     splits = list(itertools.islice(_splits(name, pattern, m, n, fixed), MOST_SPLITS))
-    found = [sizes for split in splits if (sizes := _with_ranks(name, pattern, split, m, n, wanted))]
+    check_sides(name, m, n)
+    most = [_too_high(pattern, split, wanted, m * n) for split in splits]
+    useful = [split for split, above in zip(splits, most, strict=True) if above is None]
+    if splits and not useful:
+        what, got, bound = max((above for above in most if above is not None), key=lambda above: above[2])
+        raise above_bound(f"{name} {m}×{n}", what, got, bound, other="sizes={'axis': 2, …}")
+    found = [sizes for split in useful if (sizes := _with_ranks(name, pattern, split, m, n, wanted))]
     if not found:
         raise _too_small(name, pattern, m, n, splits, wanted)
     return sorted(found, key=lambda s: (-rank_bound(pattern, s), -stored_numbers(pattern, s), _spread(s)))
@@ -170,6 +176,29 @@ def _products(size: int, count: int, least: int) -> tuple[tuple[int, ...], ...]:
         return ((size,),) if size >= least else ()
     first = [d for d in range(least, size + 1) if size % d == 0]
     return tuple((d, *rest) for d in first for rest in _products(size // d, count - 1, least))
+
+
+def _too_high(pattern: Pattern, split: Sizes, wanted: Wanted, cells: int) -> tuple[str, int, int] | None:
+    """What was asked for a rank beyond its use with these sides: its name, its size, the largest of use."""
+    fixed = {axis: size for axis, size in (wanted.sizes or {}).items() if axis in pattern.ranks}
+    free = [axis for axis in pattern.ranks if axis not in fixed]
+    high = {**split, **dict.fromkeys(free, wanted.rank or cells), **fixed}
+    asked = [(f"axis {axis!r} =", size, useful_rank(pattern, high, axis)) for axis, size in fixed.items()]
+    if wanted.rank is not None:
+        rest = wanted.rank if fixed else 1  # given by size, or no rank at all
+        bound = max((useful_rank(pattern, high, axis) for axis in free), default=rest)
+        asked.append(("rank", wanted.rank, bound))
+    return next((each for each in asked if each[1] > each[2]), None)
+
+
+def useful_sizes(pattern: Pattern, sizes: Sizes) -> Sizes:
+    """The same sizes with every rank at most the largest of use beside the others."""
+    found: Sizes | None = None
+    while found != sizes:
+        found, sizes = sizes, dict(sizes)
+        for axis in pattern.ranks:
+            sizes[axis] = min(sizes[axis], useful_rank(pattern, sizes, axis))
+    return sizes
 
 
 def _with_ranks(name: str, pattern: Pattern, split: Sizes, m: int, n: int, wanted: Wanted) -> Sizes | None:

@@ -13,7 +13,7 @@ from onematrix.structures.base import Fit, Structure, below_minimum, relative_er
 from onematrix.structures.block_projection import CHUNK, norm_of, project
 from onematrix.structures.deviations import core_deviations
 from onematrix.structures.family_product import Factors
-from onematrix.structures.sizes import Size, numbers_within
+from onematrix.structures.sizes import Size, check_rank_within, check_sides, numbers_within
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class LowRank(Structure):
         return self.left.shape[1]
 
     def exact_size(self) -> dict[str, Any]:
-        return {"rank": self.rank}
+        return {"rank": min(self.rank, *self.fixed_shape)}
 
     def learning_rate_scale(self) -> dict[str, float]:
         """(n ÷ inputs of one sum) ÷ 2 factors: r inputs, then n (arXiv:2406.06248, section 3.2)."""
@@ -126,15 +126,15 @@ def _distance(dense: Tensor, a: LowRank) -> float:
 
 
 def _choose_rank(cls: type[Structure], m: int, n: int, budget: float | None, rank: int | None) -> int:
-    if rank is None:
-        rank = numbers_within(1.0 if budget is None else budget, m, n, cls.name) // (m + n)
-        if rank < 1 and budget is not None and m + n <= m * n:
-            raise below_minimum(cls, budget, m + n, m, n, "rank 1")
-        if rank < 1:
-            raise FitError(f"low_rank {m}×{n}: rank 1 stores {m + n} numbers, more than the {m * n} of dense")
+    check_sides(cls.name, m, n)
+    if rank is not None:
+        return check_rank_within(f"{cls.name} {m}×{n}", rank, min(m, n))
+    rank = numbers_within(1.0 if budget is None else budget, m, n, cls.name) // (m + n)
+    if rank < 1 and budget is not None and m + n <= m * n:
+        raise below_minimum(cls, budget, m + n, m, n, "rank 1")
     if rank < 1:
-        raise FitError(f"low_rank: rank must be at least 1, got {rank}", got=rank)
-    return min(rank, m, n)
+        raise FitError(f"low_rank {m}×{n}: rank 1 stores {m + n} numbers, more than the {m * n} of dense")
+    return rank
 
 
 def _root(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,7 @@ class Monarch(Structure):
         return self.factors.shape
 
     def exact_size(self) -> dict[str, Any]:
-        f = self.factors
+        f = self.factors.with_rank(self.factors.rank)
         return {"blocks": (f.phi, f.gamma), "rank": f.rank}
 
     def learning_rate_scale(self) -> dict[str, float]:

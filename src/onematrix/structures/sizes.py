@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from numbers import Integral
 
 from onematrix.errors import BudgetError, FitError, ShapeError
 
@@ -164,3 +165,33 @@ def nearest_count(budget: float, rows: int, columns: int, who: str) -> int:
     """
     check_sides(who, rows, columns)
     return round(check_budget(budget, who) * rows * columns)
+
+
+def check_rank(who: str, rank: object) -> None:
+    """Raise FitError unless the rank is an integer of at least 1."""
+    if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
+        raise FitError(f"{who}: rank must be at least 1, got {rank!r}; it is an integer", got=rank)
+
+
+def check_rank_within(who: str, rank: int, bound: int, where: str = "", other: str = "") -> int:
+    """The rank asked for. Raises FitError unless it is from 1 to the bound, beyond which it adds no matrix.
+
+    who: the name and the sizes; where: the sizes the bound is of; other: the option that leads to others.
+
+    >>> check_rank_within("low_rank 4×3", 2, bound=3)
+    2
+    """
+    check_rank(who.split()[0], rank)
+    if rank > bound:
+        raise above_bound(who, "rank", rank, bound, where, other)
+    return rank
+
+
+def above_bound(who: str, what: str, got: int, bound: int, where: str = "", other: str = "") -> FitError:
+    """The error for a rank beyond the largest of use, naming both."""
+    return FitError(
+        f"{who}: {what} {got} is above {bound}, the largest of use{where}: more would add numbers and no "
+        f"matrix; ask for {bound} or less" + (f", or for other sizes with {other}" if other else ""),
+        needed=bound,
+        got=got,
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import ShapeError
-from onematrix.structures.base import Fit, Structure, check_dtypes
+from onematrix.structures.base import Fit, Structure, check_cores, check_dtypes
 from onematrix.structures.block_kronecker import FAMILY, BlockKronecker, Conversion, fit_family, require_ones
 from onematrix.structures.block_projection import choose_factors, kronecker_candidates, truncate
 from onematrix.structures.dense import Dense
@@ -22,9 +22,11 @@ from onematrix.structures.train_sizes import (
     balance,
     choose_train,
     fit_of_train,
+    plain_limit,
     read_ranks,
     single_rank,
     two_cores,
+    useful_ranks,
 )
 from onematrix.structures.weighted_error import reduce_error
 
@@ -55,6 +57,7 @@ class TensorTrain(Structure):
         rows, columns = self._factors()
         shapes = [core.fixed_shape for core in self.cores]
         read_ranks(self.name, shapes, rows, columns)
+        check_cores(self.name, "cores", self.cores)
 
     def _factors(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return parse_factors(self.name, self.row_factors), parse_factors(self.name, self.column_factors)
@@ -72,7 +75,8 @@ class TensorTrain(Structure):
 
     def exact_size(self) -> dict[str, Any]:
         rows, columns = self._factors()
-        return {"rows": rows, "columns": columns, "rank": self.ranks[1:-1]}
+        ranks = useful_ranks(self.ranks[1:-1], rows, columns, plain_limit)
+        return {"rows": rows, "columns": columns, "rank": ranks}
 
     def learning_rate_scale(self) -> dict[str, float]:
         """(n ÷ inputs of one sum) ÷ cores: core t sums over n_t r_t (arXiv:2406.06248, section 3.2)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from onematrix.errors import FitError, ShapeError
 from onematrix.structures.base import Fit, Structure, below_minimum, relative_error
 from onematrix.structures.factor_sizes import cannot_split, check_product, split_evenly
-from onematrix.structures.sizes import numbers_within
+from onematrix.structures.sizes import above_bound, numbers_within
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,13 @@ def choose_train(
     split_rows = _split(cls, "rows", rows, m, cores, m, n)
     split_columns = _split(cls, "columns", columns, n, cores, m, n)
 
-    def with_rank(r: int | Sequence[int]) -> TrainSizes:
-        asked = [r] * (cores - 1) if isinstance(r, int) else list(r)
-        if len(asked) != cores - 1 or any(a < 1 for a in asked):
-            raise FitError(f"{cls.name}: {cores} cores need {cores - 1} ranks of at least 1, got {r}", got=r)
-        ranks = [1]
-        for t, a in enumerate(asked):
-            ranks.append(min(a, limit(split_rows, split_columns, t + 1, ranks[-1])))
-        return TrainSizes(split_rows, split_columns, (*ranks, 1))
+    def with_rank(r: int) -> TrainSizes:
+        ranks = useful_ranks([r] * (cores - 1), split_rows, split_columns, limit)
+        return TrainSizes(split_rows, split_columns, (1, *ranks, 1))
 
     if rank is not None:
-        return with_rank(rank)
+        asked = _asked_ranks(f"{cls.name} {m}×{n}", rank, split_rows, split_columns, limit)
+        return TrainSizes(split_rows, split_columns, (1, *asked, 1))
     budget = 1.0 if budget is None else budget
     allowed, smallest = numbers_within(budget, m, n, cls.name), count_numbers(with_rank(1))
     if smallest > allowed:
@@ -77,6 +73,33 @@ def choose_train(
             )
         raise below_minimum(cls, budget, smallest, m, n, what)
     return _largest(with_rank, count_numbers, allowed)
+
+
+def useful_ranks(
+    ranks: Sequence[int], rows: tuple[int, ...], columns: tuple[int, ...], limit: Limit
+) -> tuple[int, ...]:
+    """(r1, …, r(c−1)), each at most the largest of use after the one before it."""
+    found = [1]
+    for t, r in enumerate(ranks):
+        found.append(min(r, limit(rows, columns, t + 1, found[-1])))
+    return tuple(found[1:])
+
+
+def _asked_ranks(
+    who: str, rank: int | Sequence[int], rows: tuple[int, ...], columns: tuple[int, ...], limit: Limit
+) -> tuple[int, ...]:
+    """One rank for all, each taking what is of use to it, or one each. FitError where none can be so large."""
+    name, cores, where = who.split()[0], len(rows), f" with rows {rows} and columns {columns}"
+    asked = [rank] * (cores - 1) if isinstance(rank, int) else list(rank)
+    if len(asked) != cores - 1 or any(isinstance(a, bool) or not isinstance(a, int) or a < 1 for a in asked):
+        raise FitError(f"{name}: {cores} cores need {cores - 1} ranks of at least 1, got {rank}", got=rank)
+    found = useful_ranks(asked, rows, columns, limit)
+    if isinstance(rank, int) and rank > (bound := max(found, default=1)):
+        raise above_bound(who, "rank", rank, bound, where, "rows=, columns=")
+    for t, (a, bound) in enumerate(zip(asked, found, strict=True)):
+        if a > bound and not isinstance(rank, int):
+            raise above_bound(who, f"r{t + 1} =", a, bound, where, "rows=, columns=")
+    return found
 
 
 def single_rank(name: str, rank: int | Sequence[int] | None) -> int | None:
