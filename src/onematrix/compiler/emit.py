@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 
 from onematrix.compiler.attention import find_attention, held_back, refused_attention
 from onematrix.compiler.attention_code import emit_attention
@@ -14,7 +15,7 @@ from onematrix.compiler.recurrence_code import emit_cell, emit_dense, emit_eleme
 from onematrix.compiler.recurrences import NoMatch, match_dense, match_elementwise
 from onematrix.compiler.rows import Rows
 from onematrix.compiler.ticks import hold, past_the_end
-from onematrix.programs.flow import parts_read, written
+from onematrix.programs.flow import live_after, parts_read, written
 from onematrix.programs.part import ONE, Part
 from onematrix.programs.program import Program
 from onematrix.programs.run import carried_parts
@@ -139,6 +140,11 @@ class _Emitter:
         return f"{text}.clone()" if value.foreign else text
 
     # Nodes.
+
+    @cached_property
+    def live(self) -> dict[int, set[str]]:
+        """Of each outermost loop, by id, the parts that something after it needs."""
+        return live_after(self.program.schedule, set(self.program.outputs))
 
     def node(self, node: Node, wired: Wired, env: Env, outermost: bool) -> None:
         if isinstance(wired, WiredStep):
@@ -271,28 +277,35 @@ class _Emitter:
             return True
         if not self.form.kernels:
             return False
-        made = self.recurrence(wired, env, starts)
+        made = self.recurrence(wired, env, starts, outermost)
         if made is None:
             return False
         stacked, texts = made
         env.update(stacked)
         for name, text in zip(carried, texts, strict=True):
+            if text is None:  # nothing reads it
+                continue
             env[name] = self.code.let(text, foreign=True, fresh=False)
             if outermost:
                 self.handed[name] = env[name].text
         return True
 
-    def recurrence(self, wired: WiredLoop, env: Env, starts: list[str]) -> tuple[Env, list[str]] | None:
+    def recurrence(
+        self, wired: WiredLoop, env: Env, starts: list[str], outermost: bool
+    ) -> tuple[Env, list[str | None]] | None:
         """Stacked outputs and final values of an elementwise or dense recurrence; None, and why, where it is none."""
         refused = []
         try:
-            return emit_elementwise(
-                match_elementwise(wired, self.program, self.rows), wired.loop, starts, self.rows, env
-            )
+            elementwise = match_elementwise(wired, self.program, self.rows)
+            return emit_elementwise(elementwise, wired.loop, starts, self.rows, env)
         except NoMatch as why:
             refused.append(f"elementwise recurrence: {why}")
         try:
-            return emit_dense(match_dense(wired, self.program, self.rows), wired.loop, starts, self.rows, env)
+            dense = match_dense(wired, self.program, self.rows)
+            given = outermost and self.stateful
+            read = [given or not outermost or row.part in self.live[id(wired.loop)] for row in wired.carry]
+            zero = not given and not wired.init
+            return emit_dense(dense, wired.loop, starts, self.rows, env, zero, read)
         except NoMatch as why:
             refused.append(f"dense recurrence: {why}")
         self.notes += [f"loop over {wired.loop.over!r}: no {reason}" for reason in refused]

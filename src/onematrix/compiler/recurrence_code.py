@@ -1,7 +1,7 @@
 """Code of the loops that are one kernel."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from onematrix.compiler.cells import Cell
 from onematrix.compiler.code import Var, size_text
@@ -19,19 +19,23 @@ Env = dict[str, Var]
 
 def emit_elementwise(
     found: Elementwise, loop: Loop, starts: Sequence[str], rows: Rows, env: Env
-) -> tuple[Env, list[str]]:
+) -> tuple[Env, list[str | None]]:
     """The stacked outputs and the final values of an elementwise recurrence."""
     code = rows.code
     run = code.constant(run_elementwise_loop)
     series = ", ".join(f"{rows.text(env[name])}.transpose(0, 1)" for name in found.series)
     options = _options(loop, rows, env)
+    before = any(
+        0 <= r - found.loop.given + found.loop.carried < found.loop.carried for r in found.loop.outputs
+    )
+    options += ", overlap=True" if before else ""
     stacked, final = code.name("all"), code.name("end")
     code.line(
         f"{stacked}, {final} = {run}({code.constant(found.loop)}, [{series}], [{', '.join(found.vectors)}], "
         f"[{', '.join(starts)}]{options})"
     )
     outputs = {
-        name: code.let(f"{stacked}[{place}].transpose(0, 1)", fresh=False)
+        name: code.let(f"{stacked}[{place}].transpose(0, 1)", foreign=before, fresh=False)
         for place, name in enumerate(found.outputs)
     }
     return outputs, [f"{final}[{place}]" for place in range(len(starts))]
@@ -68,9 +72,12 @@ def _biases(group: Sequence[Structure | None], found: Cell, rows: Rows) -> str:
 
 
 def emit_dense(
-    found: Dense1, loop: Loop, starts: Sequence[str], rows: Rows, env: Env
-) -> tuple[Env, list[str]]:
-    """The stacked outputs and the final values of a dense recurrence."""
+    found: Dense1, loop: Loop, starts: Sequence[str], rows: Rows, env: Env, zero: bool, read: Sequence[bool]
+) -> tuple[Env, list[str | None]]:
+    """The stacked outputs and the final values of a dense recurrence, None where one is not computed.
+
+    zero: what it starts from is zero. read: of each carried part, whether anything needs its final value.
+    """
     code = rows.code
     run = code.constant(run_dense_loop)
     inputs = _inputs(found, rows, env, loop)
@@ -79,20 +86,27 @@ def emit_dense(
     options = _options(loop, rows, env)
     if loop.ticks is not None:
         options += f", ticks={size_text(loop.ticks, rows.sizes)}, after={loop.after!r}"
+    options += ", zero=True" if zero else ""
+    edges = list(pairwise(accumulate(found.widths, initial=0)))
+    start, stop = 0, edges[-1][1]
     if not found.outputs:
         options += ", last_only=True"
+        needed = [edge for edge, wanted in zip(edges, read, strict=True) if wanted]
+        start, stop = (needed[0][0], needed[-1][1]) if needed else (start, stop)
+        options += f", read=({start}, {stop})" if (start, stop) != (0, edges[-1][1]) else ""
     stacked, final = code.name("all"), code.name("end")
     code.line(f"{stacked}, {final} = {run}({inputs}, {_weight(found, rows)}, {init}, {slices!r}{options})")
-    places = [0]
-    for width in found.widths:
-        places.append(places[-1] + width)
-    whole = len(found.widths) == 1
-    cuts = ["" if whole else f"[..., {a}:{b}]" for a, b in pairwise(places)]
     outputs = {
-        name: code.let(f"{stacked}{cuts[k]}.transpose(0, 1)", fresh=False)
+        name: code.let(f"{stacked}{_cut(edges[k], 0, edges[-1][1])}.transpose(0, 1)", fresh=False)
         for name, k in found.outputs.items()
     }
-    return outputs, [f"{final}{cut}" for cut in cuts]
+    ends = [f"{final}{_cut((a, b), start, stop)}" if start <= a and b <= stop else None for a, b in edges]
+    return outputs, ends
+
+
+def _cut(edge: tuple[int, int], start: int, stop: int) -> str:
+    """The indexing of these features of a tensor that holds those from start to stop."""
+    return "" if edge == (start, stop) else f"[..., {edge[0] - start}:{edge[1] - start}]"
 
 
 def _options(loop: Loop, rows: Rows, env: Env) -> str:

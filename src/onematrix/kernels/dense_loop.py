@@ -1,9 +1,12 @@
 """Dense recurrences s ← σ(a + W s) over all ticks: one product per tick, one for the weight gradient."""
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
 from onematrix.errors import DTypeError, ProgramError, ShapeError
+from onematrix.kernels.dense_final import run_to_final
 from onematrix.kernels.dense_plan import Activations, DensePlan
 from onematrix.kernels.dense_states import DenseStates, returned, run_in_place
 from onematrix.kernels.dense_torch import run_dense_by_torch
@@ -27,6 +30,8 @@ def run_dense_loop(
     reverse: bool = False,
     valid: Tensor | None = None,
     last_only: bool = False,
+    zero: bool = False,
+    read: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """s_t = σ(inputs_t + s_{t-1} weightᵀ): all states (ticks, B, n) and the final one (B, n).
 
@@ -36,6 +41,9 @@ def run_dense_loop(
     ones. reverse: from the last tick to the first; the states stay in the order of time.
     valid: (T, B) bool, where False a sample's state holds and its output is 0, by selection.
     last_only: the states are not returned but (0, B, n).
+    zero: init is known to be zero, so that the first tick needs no product.
+    read: (start, stop) of the features of the final state that are returned, whole slices of activations; without
+    gradients and with last_only the others are not computed at the last tick.
     ticks · B · n² multiply-adds.
 
     >>> ones = torch.ones(3, 1, 1)
@@ -44,11 +52,15 @@ def run_dense_loop(
     """
     _check_shapes(inputs, weight, init, valid)
     _check_activations(activations, weight.shape[0])
-    plan = DensePlan(activations, len(inputs) if ticks is None else ticks, after, reverse, last_only)
+    plan = DensePlan(
+        activations, len(inputs) if ticks is None else ticks, after, reverse, last_only, zero, read
+    )
     _check_plan(plan, inputs)
     if valid is not None or plan.ticks == 0 or not is_ordinary(inputs, weight, init) or _is_autocast(inputs):
         return run_dense_by_torch(inputs, weight, init, plan, valid)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, weight, init))):
+        if plan.last_only:
+            return init.new_empty(0, *init.shape), run_to_final(inputs, weight, init, plan)
         return returned(run_in_place(inputs, weight, init, plan)[0], plan)
     return DenseStates.apply(inputs, weight, init, plan)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -100,6 +112,9 @@ def _check_plan(plan: DensePlan, inputs: Tensor) -> None:
         raise ProgramError(f"dense loop: after='zero' or 'hold' needed, got {plan.after!r}", got=plan.after)
     if plan.ticks < 0:
         raise ShapeError(f"dense loop: a number of ticks ≥ 0 needed, got {plan.ticks}", got=plan.ticks)
+    edges = list(accumulate((width for width, _ in plan.activations), initial=0))
+    if plan.read is not None and not (set(plan.read) <= set(edges) and plan.read[0] < plan.read[1]):
+        raise ShapeError(f"dense loop: read= between two of {edges} needed, got {plan.read}", got=plan.read)
     if plan.after == "hold" and plan.ticks > 0 == len(inputs):
         raise ShapeError(
             f"dense loop: nothing to hold, inputs have no tick and {plan.ticks} are asked", needed=plan.ticks

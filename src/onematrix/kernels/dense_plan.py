@@ -10,13 +10,19 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class DensePlan:
-    """Activations as (width, name), number of ticks, what follows the inputs, direction, what is returned."""
+    """Activations as (width, name), number of ticks, what follows the inputs, direction, what is returned.
+
+    zero: the first state is zero. read: (start, stop) of the features of the last state that are returned; all
+    where None.
+    """
 
     activations: Activations
     ticks: int
     after: str
     reverse: bool
     last_only: bool
+    zero: bool = False
+    read: tuple[int, int] | None = None
 
     @property
     def order(self) -> range:

@@ -82,16 +82,23 @@ def run_in_place(
     rows = states.unbind(0)
     written = rows if sums is None else sums.unbind(0)
     activate = _activations(states, rows, sums, plan.activations)
-    turned, before = weight.t(), init
-    if plan.ticks * TURNED >= len(weight):
-        turned = turned.contiguous()  # as it stands where it was assembled so
+    turned, before = turned_weight(weight, plan), init
     fed = plan.at_every_tick(inputs.unbind(0), inputs.new_zeros(1, init.shape[1]))
     for t in plan.order:
-        torch.addmm(fed[t], before, turned, out=written[t])
+        if before is init and plan.zero:
+            written[t].copy_(fed[t])
+        else:
+            torch.addmm(fed[t], before, turned, out=written[t])
         for function, arguments in activate:
             function(*arguments[t])
         before = rows[t]
     return states, sums
+
+
+def turned_weight(weight: Tensor, plan: DensePlan) -> Tensor:
+    """Wᵀ, copied into the order a product reads it where the ticks are worth it."""
+    turned = weight.t()
+    return turned.contiguous() if plan.ticks * TURNED >= len(weight) else turned
 
 
 def _activations(states: Tensor, rows: Rows, sums: Tensor | None, activations: Activations) -> Work:
@@ -113,9 +120,10 @@ def _writing(name: str) -> Callable[[Tensor, Tensor], Any]:
 
 
 def returned(states: Tensor, plan: DensePlan) -> tuple[Tensor, Tensor]:
-    """The states, unless the last alone is wanted, and the last in memory of its own."""
-    last = states[plan.order[-1]].clone()
-    return (states.new_empty(0, *last.shape) if plan.last_only else states), last
+    """The states, unless the last alone is wanted, and what is read of the last, in memory of its own."""
+    last = states[plan.order[-1]]
+    last = (last if plan.read is None else last[:, slice(*plan.read)]).clone()
+    return (states.new_empty(0, *states.shape[1:]) if plan.last_only else states), last
 
 
 def _slices(tensor: Tensor, rows: Rows, activations: Activations) -> list[Rows]:
@@ -138,7 +146,10 @@ def _deltas(weight: Tensor, states: Tensor, sums: Tensor | None, plan: DensePlan
     ]
     order = plan.order[::-1]
     given = grads[0].unbind(0) if grads[0] is not None else None
-    _add(None if given is None else given[order[0]], grads[1], rows[order[0]])
+    final = grads[1]
+    if plan.read is not None and final is not None:
+        final = torch.nn.functional.pad(final, (plan.read[0], len(weight) - plan.read[1]))
+    _add(None if given is None else given[order[0]], final, rows[order[0]])
     for place, t in enumerate(order):
         if place and given is not None:
             torch.addmm(given[t], rows[order[place - 1]], weight, out=rows[t])
@@ -181,8 +192,10 @@ def _derivative(name: str, total: Tensor) -> Tensor:
 def _weight_gradient(delta: Tensor, states: Tensor, init: Tensor, plan: DensePlan) -> Tensor:
     """Σ_t Δ_t s_{t-1}ᵀ: one product over all ticks but the first, whose state before is `init`."""
     later, before = (delta[:-1], states[1:]) if plan.reverse else (delta[1:], states[:-1])
-    first = delta[plan.order[0]].t() @ init
-    return torch.addmm(first, later.flatten(0, 1).t(), before.flatten(0, 1))
+    later, before = later.flatten(0, 1).t(), before.flatten(0, 1)
+    if plan.zero:
+        return later @ before
+    return torch.addmm(delta[plan.order[0]].t() @ init, later, before)
 
 
 def _input_gradient(delta: Tensor, inputs: Tensor, plan: DensePlan) -> Tensor:

@@ -16,11 +16,14 @@ def run_dense_by_torch(
     masks = None if valid is None else _masks(valid, plan)
     state, turned, states = init, weight.t(), {}
     for t in plan.order:
-        if masks is None:
+        if masks is None and plan.zero and t == plan.order[0]:
+            state = states[t] = _activate(fed[t].expand_as(init), plan.activations)
+        elif masks is None:
             state = states[t] = _activate(torch.addmm(fed[t], state, turned), plan.activations)
         else:
             states[t], state = _chosen_tick(fed[t], state, turned, masks[t], plan.activations)
     final = init.clone() if state is init else state
+    final = final if plan.read is None else final[:, slice(*plan.read)]
     if plan.last_only or not states:
         return init.new_empty(0, *init.shape), final
     return torch.stack([states[t] for t in range(plan.ticks)]), final

@@ -109,6 +109,17 @@ def live_rows(node: Node, live: set[str]) -> tuple[list[tuple[Step, list[Row]]],
     return _live_loop(node, live)
 
 
+def live_after(node: Node, live: set[str]) -> dict[int, set[str]]:
+    """Of every step and outermost loop, by its id, the parts whose value after it reaches a live part."""
+    if not isinstance(node, Seq):
+        return {id(node): live}
+    found: dict[int, set[str]] = {}
+    for child in reversed(node.body):
+        found |= live_after(child, live)
+        live = live_rows(child, live)[1]
+    return found
+
+
 def _live_loop(loop: Loop, live: set[str]) -> tuple[list[tuple[Step, list[Row]]], set[str]]:
     if loop.over is None:
         while True:
