@@ -49,6 +49,90 @@ def test_a_frozen_module_is_a_copy_and_says_when_it_is_stale():
     assert not torch.allclose(wide(x.double()).float(), before)
 
 
+def frozen_pair():
+    module = om.compile(mlp([4, 6, 3], generator=torch.Generator().manual_seed(0)), prove=False)
+    return module, module.freeze(), torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+
+
+def write_in_place(frozen, name):
+    with torch.no_grad():
+        frozen.get_parameter(name).mul_(2)
+
+
+def swap_storage(frozen, name):
+    frozen.get_parameter(name).data = 2 * frozen.get_parameter(name).data
+
+
+def replace_whole(frozen, name):
+    room, key = name.rsplit(".", 1)
+    setattr(frozen.get_submodule(room), key, torch.nn.Parameter(2 * frozen.get_parameter(name).detach()))
+
+
+CHANGES = {"written in place": write_in_place, "other storage": swap_storage, "replaced": replace_whole}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("name", ["blocks.x1.x0.weight", "blocks.x2.one.vector"])
+def test_a_call_notices_that_its_own_weights_changed(how, name):
+    module, frozen, x = frozen_pair()
+    frozen(x)
+    frozen.check()
+    CHANGES[how](frozen, name)
+    said = rf"own weights {name} \({how}\) changed after freeze\(\), .*load_state_dict\(\) computes it anew"
+    for look in (lambda: frozen(x), lambda: frozen.forward_with_state(x), frozen.check):
+        with pytest.raises(CompileError, match=said) as caught:
+            look()
+        assert caught.value.changed == [name]
+    frozen.load_state_dict(module.state_dict())
+    frozen.check()
+    same(frozen(x), module(x))
+
+
+def test_writes_through_data_are_noticed_by_a_check_of_every_number():
+    _, frozen, x = frozen_pair()
+    weight = frozen.get_parameter("blocks.x1.x0.weight")
+    weight.data[0, 0] = -weight.data[0, 0]
+    frozen(x)  # no trace to see
+    with pytest.raises(
+        CompileError, match=r"own weights blocks\.x1\.x0\.weight changed after freeze"
+    ) as caught:
+        frozen.check()
+    assert caught.value.changed == ["blocks.x1.x0.weight"]
+
+
+def test_a_program_frozen_without_version_counters_is_checked_by_its_numbers():
+    module, _, x = frozen_pair()
+    with torch.inference_mode():
+        frozen = module.freeze()
+        same(frozen(x), module(x))
+        frozen.get_parameter("blocks.x1.x0.weight").mul_(2)
+    with pytest.raises(CompileError, match=r"own weights blocks\.x1\.x0\.weight changed"):
+        frozen.check()
+
+
+def test_moves_and_copies_compute_anew_each_for_itself():
+    module, frozen, x = frozen_pair()
+    twin = copy.deepcopy(frozen)
+    twin.check()
+    twin.load_state_dict({name: 2 * p for name, p in module.state_dict().items()})
+    same(frozen(x), module(x))
+    doubled = om.compile(module.program, prove=False)
+    with torch.no_grad():
+        for p in doubled.parameters():
+            p.mul_(2)
+    same(twin(x), doubled(x))
+    wide = twin.double()
+    wide.check()
+    assert wide(x.double()).dtype == torch.float64
+    assert frozen(x).dtype == torch.float32
+
+
+def test_a_frozen_program_compiles_into_one_graph():
+    module, frozen, x = frozen_pair()
+    compiled = torch.compile(frozen, fullgraph=True, backend="eager")
+    same(compiled(x), module(x))
+
+
 def operations(module, ins):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, torch.no_grad():
         module(*ins)

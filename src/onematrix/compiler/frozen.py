@@ -1,6 +1,7 @@
 """Freezing: a compiled program for inference alone, with everything its weights decide computed once."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -21,8 +22,13 @@ class Frozen(Compiled):
     """A compiled program over copies of its weights, which no longer train.
 
     Merged and turned weights, scaled biases and whatever else depends on weights alone are computed once, and
-    matrices that are diagonal, a permutation, a convolution, Toeplitz, Kronecker, sparse … run as such. Later
-    changes of the module it was made from do not reach it: `check(module)` says whether there were any.
+    matrices that are diagonal, a permutation, a convolution, Toeplitz, Kronecker, sparse … run as such.
+
+    Its own weights decided that and are to stay as they are. A call raises CompileError where one of them was
+    written in place, replaced, or given other storage (`.data = …`): three comparisons a tensor. In-place writes
+    through `.data` leave no trace to compare; `check()` reads every number and finds those too. Loading a state,
+    `.to()` and copies compute everything anew. Later changes of the module it was made from do not reach it:
+    `check(module)` says whether there were any.
     """
 
     def __init__(self, program: Program, lowered: Program, form: Any) -> None:
@@ -30,7 +36,7 @@ class Frozen(Compiled):
         for p in self.parameters():
             p.requires_grad_(False)
         self._heads: tuple[object, ...] = ()
-        self._originals: dict[str, Tensor] = {}
+        self._originals: dict[str, bytes] = {}
         self._fold()
         self.register_load_state_dict_post_hook(_fold_again)  # type: ignore[no-untyped-call]
 
@@ -41,29 +47,92 @@ class Frozen(Compiled):
         if not stateful:
             self._prepare: Callable[..., tuple[object, ...]] = prepare
             self._function = forward
-            return lambda *arguments: forward(*arguments, self._heads)
+            return lambda module, *arguments: forward(module, *arguments, module._heads)
         self._prepare_stateful = prepare
-        return lambda *arguments: forward(*arguments, self._heads_stateful)
+        return lambda module, *arguments: forward(module, *arguments, module._heads_stateful)
 
     def _write(self, stateful: bool, names: list[str]) -> Emitted:
         return emit(self._lowered, self._places, names, stateful, self.form)
 
     def _fold(self) -> None:
-        """Compute what the weights decide."""
+        """Compute what the weights decide, and remember which weights they were."""
         weight = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(1))
         with torch.no_grad():
             self._heads = self._prepare(self, self._tables, weight.dtype, weight.device)
             self._heads_stateful = self._prepare_stateful(self, self._tables, weight.dtype, weight.device)
+        places = self._by_name()
+        self._marks = [_mark(*place) for place in places.values()]
+        self._folded = {name: _digest(table[key]) for name, (table, key) in places.items()}
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._fold()
         return self
 
-    def check(self, module: nn.Module) -> None:
-        """Raise CompileError naming the weights of `module` that are no longer those that were frozen."""
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._fold()  # a copy has storage of its own
+
+    def forward(
+        self, *inputs: Tensor, seed: int = 0, sizes: Mapping[str, int] | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The outputs of the program. Raises CompileError where its weights were seen to change."""
+        self._notice()
+        result: Tensor | tuple[Tensor, ...] = self._function(self, self._tables, inputs, sizes, seed, None, 0)
+        return result
+
+    def forward_with_state(
+        self, *inputs: Tensor, **options: Any
+    ) -> tuple[Tensor | tuple[Tensor, ...], dict[str, Tensor]]:
+        """The outputs and the state to hand over, as `Compiled` gives them; weights looked at as by forward."""
+        self._notice()
+        return super().forward_with_state(*inputs, **options)
+
+    def _notice(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        for table, key, tensor, version, storage in self._marks:
+            if (
+                table.get(key) is not tensor
+                or (version is not None and tensor._version != version)
+                or tensor.data_ptr() != storage
+            ):
+                self._refuse(self._seen_changed())
+
+    def _seen_changed(self) -> Iterator[str]:
+        for name, (table, key, tensor, version, storage) in zip(
+            self._source.parameters, self._marks, strict=True
+        ):
+            if table.get(key) is not tensor:
+                yield f"{name} (replaced)"
+            elif version is not None and tensor._version != version:
+                yield f"{name} (written in place)"
+            elif tensor.data_ptr() != storage:
+                yield f"{name} (other storage)"
+
+    def _refuse(self, found: Iterator[str]) -> None:
+        changed = list(found)
+        if changed:
+            raise CompileError(
+                f"frozen: its own weights {', '.join(changed[:5])} changed after freeze(), and what was computed "
+                "from them is no longer theirs; load_state_dict() computes it anew, or change the module it was "
+                "made from and call freeze() again",
+                changed=[name.split(" (")[0] for name in changed],
+            )
+
+    def check(self, module: nn.Module | None = None) -> None:
+        """Raise CompileError naming the weights of `module` that are no longer those that were frozen.
+
+        Without a module: those of the frozen program itself, compared bit by bit with those that were folded.
+        """
+        if module is None:
+            self._refuse(self._seen_changed())
+            places = self._by_name()
+            own = {name: table[key] for name, (table, key) in places.items()}
+            self._refuse(name for name, digest in self._folded.items() if _digest(own[name]) != digest)
+            return
         theirs = dict(module.named_parameters())
-        changed = [name for name, mine in self._originals.items() if not _equal(mine, theirs.get(name))]
+        changed = [name for name, mine in self._originals.items() if _digest(theirs.get(name)) != mine]
         if changed:
             raise CompileError(
                 f"frozen: {', '.join(changed[:5])} changed after freeze(); call freeze() again",
@@ -71,14 +140,29 @@ class Frozen(Compiled):
             )
 
 
+Mark = tuple[dict[str, Any], str, Tensor, int | None, int]
+
+
+def _mark(table: dict[str, Any], key: str) -> Mark:
+    """Where a tensor stands, the tensor, its version (None: it counts none) and the place of its numbers."""
+    tensor = table[key]
+    return table, key, tensor, None if tensor.is_inference() else tensor._version, tensor.data_ptr()
+
+
+def _digest(tensor: Tensor | None) -> bytes:
+    """128 bits that change with shape, dtype and every bit of the numbers; of "meta" shape and dtype alone."""
+    if tensor is None:
+        return b""
+    found = hashlib.blake2b(f"{tuple(tensor.shape)} {tensor.dtype}".encode(), digest_size=16)
+    if tensor.device.type != "meta":
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return found.digest()
+
+
 def _fold_again(module: nn.Module, _: object) -> None:
     """Loaded weights decide anew."""
     assert isinstance(module, Frozen), "the hook is registered on frozen modules"
     module._fold()
-
-
-def _equal(mine: Tensor, theirs: Tensor | None) -> bool:
-    return theirs is not None and mine.shape == theirs.shape and bool(torch.equal(mine, theirs.detach()))
 
 
 def freeze(compiled: Compiled, tolerance: float = 0.0) -> Frozen:
@@ -92,5 +176,5 @@ def freeze(compiled: Compiled, tolerance: float = 0.0) -> Frozen:
     copied = {id(s): map_tensors(s, copy) for s in program.structures}
     fixed = recognise_blocks(replace_structures(program, copied), tolerance)
     frozen = Frozen(fixed, lower(fixed), compiled.form)
-    frozen._originals |= {name: p.detach().clone() for name, p in compiled.named_parameters()}
+    frozen._originals |= {name: _digest(p) for name, p in compiled.named_parameters()}
     return frozen.eval()
