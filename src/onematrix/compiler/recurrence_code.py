@@ -25,17 +25,16 @@ def emit_elementwise(
     run = code.constant(run_elementwise_loop)
     series = ", ".join(f"{rows.text(env[name])}.transpose(0, 1)" for name in found.series)
     options = _options(loop, rows, env)
-    before = any(
-        0 <= r - found.loop.given + found.loop.carried < found.loop.carried for r in found.loop.outputs
-    )
-    options += ", overlap=True" if before else ""
+    first = found.loop.given - found.loop.carried
+    overlap = loop.valid is None and any(first <= r < found.loop.given for r in found.loop.outputs)
+    options += ", overlap=True" if overlap else ""
     stacked, final = code.name("all"), code.name("end")
     code.line(
         f"{stacked}, {final} = {run}({code.constant(found.loop)}, [{series}], [{', '.join(found.vectors)}], "
         f"[{', '.join(starts)}]{options})"
     )
     outputs = {
-        name: code.let(f"{stacked}[{place}].transpose(0, 1)", foreign=before, fresh=False)
+        name: code.let(f"{stacked}[{place}].transpose(0, 1)", foreign=overlap, fresh=False)
         for place, name in enumerate(found.outputs)
     }
     return outputs, [f"{final}[{place}]" for place in range(len(starts))]

@@ -28,6 +28,7 @@ def run_elementwise_loop(
     *,
     reverse: bool = False,
     valid: Tensor | None = None,
+    overlap: bool = False,
     kernel: str | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The outputs, each (T, B, n), and the final carried values, each (B, n): new tensors all of them.
@@ -35,6 +36,8 @@ def run_elementwise_loop(
     reverse: from the last tick to the first; outputs stay in the order of time. valid: (T, B) bool, where it
     is False a sample's carried values hold and its outputs are 0, by selection: what was not selected
     reaches neither value nor gradient, be it infinite or nan.
+    overlap: outputs are only read, so they may share memory with each other: a carried value before every tick
+    is, one tick later, what it is after a tick.
     kernel: "torch" runs on any device and dtype; one compiled loop per direction are "numba" on a CPU and
     "triton" on a GPU, which computes a tick in float32 where less is stored; "scan" computes what is linear in
     its carried values for all ticks side by side; None chooses. Derivatives other than the first reverse one
@@ -51,7 +54,7 @@ def run_elementwise_loop(
     if chosen == "scan":
         return run_by_scan(loop, series, vectors, init, sizes, reverse, valid)
     if chosen != "torch":
-        made = run_compiled(loop, tensors, sizes, reverse, valid, chosen)
+        made = run_compiled(loop, tensors, sizes, reverse, valid, overlap, chosen)
         return made[: len(loop.outputs)], made[len(loop.outputs) :]
     return run_by_torch(loop, series, vectors, init, sizes, reverse, valid)
 

@@ -3,7 +3,6 @@
 import functools
 import importlib
 import importlib.util
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CodeType
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onematrix.kernels.elementwise_code import ElementwiseLoop, read_loop
+from onematrix.kernels.elementwise_memory import forward_memory, parted, series_gradient
 from onematrix.kernels.elementwise_text import (
     CONSTANTS,
     BackwardVariant,
@@ -46,29 +46,24 @@ def run_forward(
     valid: Tensor | None,
     keep: bool,
     share: bool = True,
+    overlap: bool = False,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Outputs, final carried values, and courses: the carried values after every tick, (T, B, n).
 
-    keep: all courses are stored, as the gradient needs them; else those that are outputs.
-    share: an output that is a course is the same tensor, not a copy.
+    keep, share, overlap: as in `forward_memory`.
     """
     series, vectors, init = parted(loop, tensors)
-    shared = shared_courses(loop.text) if share and valid is None else (-1,) * len(loop.outputs)
-    stored = tuple(k < 0 for k in shared)
-    variant = ForwardVariant(
-        tuple(keep or k in shared for k in range(loop.carried)), stored, valid is not None
-    )
+    written = forward_memory(loop, tensors, sizes, reverse, valid, keep, share, overlap)
+    variant, courses = written.variant, written.courses
     rows = [_row(c, keep=course) for c, course in zip(init, variant.courses, strict=True)]
-    courses = {k: tensors[0].new_empty(sizes) for k, course in enumerate(variant.courses) if course}
-    outputs = [tensors[0].new_empty(sizes) if k < 0 else courses[k] for k in shared]
     arrays = [a for s in series for a in _strided(s, sizes)]
-    arrays += _flat([*vectors, *rows, *courses.values(), *itertools.compress(outputs, stored)])
+    arrays += _flat([*vectors, *rows, *written.arrays])
     _forward(loop.text, variant, _format(tensors[0]))(*sizes, reverse, *arrays, _selection(valid))
     last = courses if sizes[0] else {}
     final = [
         _tick(last[k], reverse) if k in last else _row(row, k not in courses) for k, row in enumerate(rows)
     ]
-    return outputs, final, list(courses.values())
+    return written.outputs, final, list(courses.values())
 
 
 def run_backward(
@@ -90,38 +85,19 @@ def run_backward(
         tuple(g is not None for g in given), tuple(needs[0]), tuple(needs[1]), shared, valid is not None
     )
     of_series = [
-        s.new_zeros(s.shape) if one else s.new_empty(sizes) for s, one in zip(series, shared, strict=True)
+        (s.new_zeros(s.shape) if one else series_gradient(s, sizes)) if need else None
+        for s, one, need in zip(series, shared, needs[0], strict=True)
     ]
-    of_vectors = [v.new_zeros(sizes[1:]) for v in vectors]
+    of_vectors = [v.new_zeros(sizes[1:]) if need else None for v, need in zip(vectors, needs[1], strict=True)]
     of_init = [c.new_zeros(c.shape) if g is None else _row(g) for c, g in zip(init, final, strict=True)]
     arrays = [a for s in series for a in _strided(s, sizes)]
     arrays += _flat([*vectors, *(_row(c, keep=True) for c in init), *courses])
-    arrays += [a for g in given if g is not None for a in _strided(g, sizes)]
-    arrays += _flat(
-        [*itertools.compress(of_series, needs[0]), *itertools.compress(of_vectors, needs[1]), *of_init]
-    )
+    arrays += [a for g in (*given, *of_series) if g is not None for a in _strided(g, sizes)]
+    arrays += _flat([*(v for v in of_vectors if v is not None), *of_init])
     _backward(loop.text, variant, _format(tensors[0]))(*sizes, reverse, *arrays, _selection(valid))
     # One sum per sample over the ticks, then one over the samples: errors grow with neither alone.
-    made = [*of_series, *(v.sum(0) for v in of_vectors), *of_init]
-    return [t if want else None for t, want in zip(made, wanted, strict=True)]
-
-
-def parted(
-    loop: ElementwiseLoop, values: Sequence[Any]
-) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
-    """Those of the series, of the vectors, of the carried values."""
-    end = loop.series + loop.vectors
-    return values[: loop.series], values[loop.series : end], values[end:]
-
-
-@functools.cache
-def shared_courses(text: str) -> tuple[int, ...]:
-    """Of each output, the carried value it is the course of, each at most once, or −1."""
-    loop, found = read_loop(text), []
-    for register in loop.outputs:
-        free = [k for k, r in enumerate(loop.carry) if r == register and k not in found]
-        found.append(free[0] if free else -1)
-    return tuple(found)
+    summed = [None if v is None else v.sum(0) for v in of_vectors]
+    return [*of_series, *summed, *(c if need else None for c, need in zip(of_init, needs[2], strict=True))]
 
 
 def _row(value: Tensor, keep: bool = False) -> Tensor:

@@ -26,6 +26,7 @@ def run_compiled(
     sizes: Sizes,
     reverse: bool,
     valid: Tensor | None,
+    overlap: bool,
     kernel: str,
 ) -> list[Tensor]:
     """Outputs and final carried values, of series, vectors and first carried values in one list."""
@@ -33,8 +34,9 @@ def run_compiled(
         made: list[Tensor] = _forward_op(loop.text, list(tensors), valid, list(sizes), reverse, kernel)
         return made[: len(loop.outputs) + loop.carried]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return list(_Compiled.apply(loop, kernel, sizes, reverse, valid, *tensors))  # type: ignore[no-untyped-call]
-    outputs, final, _ = RUNS[kernel].run_forward(loop, tensors, sizes, reverse, valid, keep=False)
+        return list(_Compiled.apply(loop, kernel, sizes, reverse, valid, overlap, *tensors))  # type: ignore[no-untyped-call]
+    run_forward = RUNS[kernel].run_forward
+    outputs, final, _ = run_forward(loop, tensors, sizes, reverse, valid, keep=False, overlap=overlap)
     return outputs + final
 
 
@@ -49,9 +51,12 @@ class _Compiled(torch.autograd.Function):
         sizes: Sizes,
         reverse: bool,
         valid: Tensor | None,
+        overlap: bool,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        outputs, final, courses = RUNS[kernel].run_forward(loop, tensors, sizes, reverse, valid, keep=True)
+        run_forward = RUNS[kernel].run_forward
+        made = run_forward(loop, tensors, sizes, reverse, valid, keep=True, overlap=overlap)
+        outputs, final, courses = made
         ctx.save_for_backward(*tensors, *courses, valid)
         ctx.set_materialize_grads(False)
         ctx.facts = (loop, kernel, sizes, reverse)
@@ -65,10 +70,10 @@ class _Compiled(torch.autograd.Function):
         given = [g for g in grads if g is not None]
         if torch.is_grad_enabled() or not is_ordinary(*given):
             run = functools.partial(_run_portably, loop, sizes, reverse, valid)
-            return *[None] * 5, *portable_gradients(run, tensors, grads)
-        wanted = ctx.needs_input_grad[5:]
+            return *[None] * 6, *portable_gradients(run, tensors, grads)
+        wanted = ctx.needs_input_grad[6:]
         run_backward = RUNS[kernel].run_backward
-        return *[None] * 5, *run_backward(loop, tensors, courses, grads, wanted, sizes, reverse, valid)
+        return *[None] * 6, *run_backward(loop, tensors, courses, grads, wanted, sizes, reverse, valid)
 
 
 def _run_portably(

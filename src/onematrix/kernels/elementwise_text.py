@@ -140,7 +140,11 @@ def forward_text(loop: ElementwiseLoop, variant: ForwardVariant) -> str:
     """
     outputs = [p for p, stored in enumerate(variant.stored) if stored]
     courses = [k for k, course in enumerate(variant.courses) if course]
-    arguments = [*_series(loop), *_names("v", loop.vectors), *_names("c", loop.carried)]
+    arguments = [
+        *_with_strides("s", range(loop.series)),
+        *_names("v", loop.vectors),
+        *_names("c", loop.carried),
+    ]
     arguments += [*(f"h{k}" for k in courses), *(f"o{p}" for p in outputs)]
     old = [f"p{k}[low + here + i]" if c else f"c{k}[here + i]" for k, c in enumerate(variant.courses)]
     new = [f"h{k}[at + i]" if c else f"c{k}[here + i]" for k, c in enumerate(variant.courses)]
@@ -161,27 +165,27 @@ def backward_text(loop: ElementwiseLoop, variant: BackwardVariant) -> str:
     """backward(ticks, batch, width, reverse, …, valid).
 
     In between: series with strides, vectors, first carried values and courses as in `forward_text`, then
-    gradients: of outputs with strides; of series (T, B, n), to be added to where (T, 1, n); of vectors, added
-    to, (B, n); of carried values (B, n), the last ones before and the first ones after.
+    gradients: of outputs with strides; of series with strides, to be added to where (T, 1, n); of vectors,
+    added to, (B, n); of carried values (B, n), the last ones before and the first ones after.
     """
     given, series, vectors = (
         [k for k, flag in enumerate(flags) if flag]
         for flags in (variant.given, variant.series, variant.vectors)
     )
     arguments = [
-        *_series(loop),
+        *_with_strides("s", range(loop.series)),
         *_names("v", loop.vectors),
         *_names("c", loop.carried),
         *_names("h", loop.carried),
     ]
-    arguments += [f"g{p}{end}" for p in given for end in ("", "_t", "_b")]
-    arguments += [*(f"ds{j}" for j in series), *(f"dv{j}" for j in vectors), *_names("dc", loop.carried)]
+    arguments += [*_with_strides("g", given), *_with_strides("ds", series)]
+    arguments += [*(f"dv{j}" for j in vectors), *_names("dc", loop.carried)]
     body = [*_read(loop, [f"p{k}[low + here + i]" for k in range(loop.carried)]), *compute(loop)]
     seeds = [(loop.outputs[p], f"g{p}[g{p}_at + i]") for p in given]
     seeds += [(register, f"dc{k}[here + i]") for k, register in enumerate(loop.carry)]
     lines, known = adjoints(loop, seeds)
     value = [f"a{r}" if r in known else "zero" for r in range(loop.given)]
-    places = {j: f"ds{j}[t * n + i] +" if variant.shared[j] else f"ds{j}[at + i] " for j in series}
+    places = {j: f"ds{j}[ds{j}_at + i] {'+' * variant.shared[j]}" for j in series}
     body += [*lines, *(f"{place}= {value[j]}" for j, place in places.items())]
     body += [f"dv{j}[here + i] += {value[loop.series + j]}" for j in vectors]
     body += [f"dc{k}[here + i] = {value[loop.series + loop.vectors + k]}" for k in range(loop.carried)]
@@ -191,7 +195,7 @@ def backward_text(loop: ElementwiseLoop, variant: BackwardVariant) -> str:
         "(T - u1 - step, T - u1 - u1 - step, step + u1 == T)",
         *(f"p{k} = c{k} if first else h{k}" for k in range(loop.carried)),
     ]
-    offsets = _offsets("s", range(loop.series)) + _offsets("g", given)
+    offsets = _offsets("s", range(loop.series)) + _offsets("g", given) + _offsets("ds", series)
     return _loops("backward", arguments, tick, offsets, body, skipped if variant.valid else None)
 
 
@@ -199,8 +203,8 @@ def _names(letter: str, count: int) -> list[str]:
     return [f"{letter}{k}" for k in range(count)]
 
 
-def _series(loop: ElementwiseLoop) -> list[str]:
-    return [f"s{j}{end}" for j in range(loop.series) for end in ("", "_t", "_b")]
+def _with_strides(letter: str, numbers: Iterable[int]) -> list[str]:
+    return [f"{letter}{j}{end}" for j in numbers for end in ("", "_t", "_b")]
 
 
 def _offsets(letter: str, numbers: Iterable[int]) -> list[str]:

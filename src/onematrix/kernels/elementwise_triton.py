@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from onematrix.kernels.elementwise_code import ElementwiseLoop, read_loop
-from onematrix.kernels.elementwise_numba import defined, parted, shared_courses
+from onematrix.kernels.elementwise_memory import forward_memory, parted
+from onematrix.kernels.elementwise_numba import defined
 from onematrix.kernels.elementwise_text import BackwardVariant, ForwardVariant
 from onematrix.kernels.elementwise_torch import Sizes
 from onematrix.kernels.elementwise_triton_text import backward_text, forward_text
@@ -34,26 +35,16 @@ def run_forward(
     valid: Tensor | None,
     keep: bool,
     share: bool = True,
+    overlap: bool = False,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """As `elementwise_numba.run_forward`. Computed in float32, or float64 for it; carried in the dtype given."""
     series, vectors, init = parted(loop, tensors)
-    shared = shared_courses(loop.text) if share and valid is None else (-1,) * len(loop.outputs)
-    stored = tuple(k < 0 for k in shared)
-    variant = ForwardVariant(
-        tuple(keep or k in shared for k in range(loop.carried)), stored, valid is not None
-    )
-    like = tensors[0]
-    courses = {k: like.new_empty(sizes) for k, course in enumerate(variant.courses) if course}
-    outputs = [like.new_empty(sizes) if k < 0 else courses[k] for k in shared]
+    written = forward_memory(loop, tensors, sizes, reverse, valid, keep, share, overlap)
     final = [c.new_empty(c.shape) for c in init]
     arrays = [a for s in series for a in _strided(s, sizes, reverse)]
-    arrays += [
-        *_rows([*vectors, *init]),
-        *_from([*courses.values(), *itertools.compress(outputs, stored)], reverse),
-    ]
-    kernel = _forward(loop.text, variant)
-    _launch(kernel, like, sizes, reverse, [*arrays, *final], valid)
-    return outputs, final, list(courses.values())
+    arrays += [*_rows([*vectors, *init]), *_from(written.arrays, reverse), *final]
+    _launch(_forward(loop.text, written.variant), tensors[0], sizes, reverse, arrays, valid)
+    return written.outputs, final, list(written.courses.values())
 
 
 def run_backward(
@@ -75,9 +66,10 @@ def run_backward(
     like, real = tensors[0], working_dtype(tensors[0])
     shared = [s.shape[1] != sizes[1] for s in series]
     of_series = [
-        s.new_empty(sizes, dtype=real if one else None) for s, one in zip(series, shared, strict=True)
+        s.new_empty(sizes, dtype=real if one else None)
+        for s, one in itertools.compress(zip(series, shared, strict=True), needs[0])
     ]
-    of_vectors = [v.new_zeros(sizes[1:], dtype=real) for v in vectors]
+    of_vectors = [v.new_zeros(sizes[1:], dtype=real) for v in itertools.compress(vectors, needs[1])]
     of_init = [
         c.new_zeros(c.shape, dtype=real) if g is None else g.to(real, copy=True).contiguous()
         for c, g in zip(init, final, strict=True)
@@ -86,14 +78,13 @@ def run_backward(
     arrays = [a for s in series for a in _strided(s, sizes, back)]
     arrays += [*_rows([*vectors, *init]), *_from(courses, back)]
     arrays += [a for g in given if g is not None for a in _strided(g, sizes, back)]
-    arrays += [
-        *_from(itertools.compress(of_series, needs[0]), back),
-        *itertools.compress(of_vectors, needs[1]),
-    ]
-    _launch(_backward(loop.text, variant), like, sizes, back, [*arrays, *of_init], valid)
-    made = [s.sum(1, keepdim=True) if one else s for s, one in zip(of_series, shared, strict=True)]
-    made += [*(v.sum(0) for v in of_vectors), *of_init]
-    return [t.to(like.dtype) if want else None for t, want in zip(made, wanted, strict=True)]
+    arrays += [*_from(of_series, back), *of_vectors, *of_init]
+    _launch(_backward(loop.text, variant), like, sizes, back, arrays, valid)
+    ones = itertools.compress(shared, needs[0])
+    made = [s.sum(1, keepdim=True) if one else s for s, one in zip(of_series, ones, strict=True)]
+    made += [*(v.sum(0) for v in of_vectors), *itertools.compress(of_init, needs[2])]
+    found = iter(made)
+    return [next(found).to(like.dtype) if want else None for want in wanted]
 
 
 def _rows(tensors: Iterable[Tensor]) -> list[Tensor]:
