@@ -62,10 +62,11 @@ def test_every_block_is_a_sum_of_kronecker_products(f):
 def test_the_rearrangement_is_the_definition(f):
     dense = normal(*f.shape)
     r = rearrange(dense, f)
+    assert r.data_ptr() == dense.data_ptr()  # a view: a large matrix is not copied
     for i, j in itertools.product(range(f.phi), range(f.gamma)):
         block = block_of(dense, f, i, j)
         for e, b, d, a in itertools.product(*map(range, (f.epsilon, f.beta, f.delta, f.alpha))):
-            assert r[i, j, e * f.beta + b, d * f.alpha + a] == block[e * f.delta + d, b * f.alpha + a]
+            assert r[i, j, e, b, d, a] == block[e * f.delta + d, b * f.alpha + a]
 
 
 def reference_error(dense, f):

@@ -26,48 +26,88 @@ def truncate(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     block of that rank comes back to rounding. Such blocks are never copied whole: besides them stands one
     Gram matrix of the smaller side.
     """
-    if 2 * rank > min(blocks.shape[1:]) or not _by_gram(blocks, GRAM_FROM):
-        u, s, v = torch.linalg.svd(blocks.double(), full_matrices=False)
+    return _truncate(blocks[:, None, :, None, :, None], rank)
+
+
+# What follows takes blocks as (φ, γ, ε, β, δ, α), rows (ε, β) and columns (δ, α), in any memory order: the
+# rearrangement of a large matrix is then a view of it, of which only some columns are copied at a time.
+
+
+def _truncate(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    if 2 * rank > min(_sides(blocks)) or not _by_gram(blocks, GRAM_FROM):
+        u, s, v = torch.linalg.svd(_whole(blocks).double(), full_matrices=False)
         half = s[:, None, :rank].sqrt()
         return u[:, :, :rank] * half, half.mT * v[:, :rank], s[:, rank:].square().sum(-1)
-    if blocks.shape[1] > blocks.shape[2]:
-        left, right, rest = truncate(blocks.mT, rank)
+    if _sides(blocks)[0] > _sides(blocks)[1]:
+        left, right, rest = _truncate(_turned(blocks), rank)
         return right.mT, left.mT, rest
     vectors = _leading(blocks, rank)
     span = torch.linalg.qr(_power_step(blocks, vectors)).Q
-    u, s, v = torch.linalg.svd(torch.cat([span.mT @ b for b in _columns(blocks)], -1), full_matrices=False)
+    u, s, v = torch.linalg.svd(_within(blocks, span), full_matrices=False)
     half = s[:, None].sqrt()
-    outside = [b.baddbmm_(span, span.mT @ b, alpha=-1).square_().sum((1, 2)) for b in _columns(blocks)]
+    outside = [b.baddbmm_(span, span.mT @ b, alpha=-1).square_().sum((1, 2)) for _, b in _columns(blocks)]
     return (span @ u) * half, half.mT * v, torch.stack(outside).sum(0)
+
+
+def _sides(blocks: Tensor) -> tuple[int, int]:
+    """(p, q) of every block."""
+    _, _, epsilon, beta, delta, alpha = blocks.shape
+    return epsilon * beta, delta * alpha
+
+
+def _whole(blocks: Tensor) -> Tensor:
+    """(K, p, q), a copy where the blocks are not in this order."""
+    return blocks.reshape(-1, *_sides(blocks))
+
+
+def _turned(blocks: Tensor) -> Tensor:
+    """Every block transposed."""
+    return blocks.permute(0, 1, 4, 5, 2, 3)
 
 
 def _by_gram(blocks: Tensor, size: int) -> bool:
     """Whether blocks are so large, a side or all together, that they go by their Gram matrix."""
-    return min(blocks.shape[1:]) >= size or blocks.numel() > GRAM_TOTAL
+    return min(_sides(blocks)) >= size or blocks.numel() > GRAM_TOTAL
 
 
-def _columns(blocks: Tensor) -> Iterator[Tensor]:
-    """Some columns of every block at a time, in float64; each stands only until the next, in the same memory."""
-    k, p, q = blocks.shape
-    step = min(q, max(1, CHUNK // (4 * k * p)))
-    room = blocks.new_empty(k, p, step, dtype=torch.float64)
-    for part in torch.split(blocks, step, dim=2):
-        yield room[:, :, : part.shape[2]].copy_(part)
+def _columns(blocks: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Some columns of every block at a time, in float64, and the number of the first.
+
+    Each piece stands only until the next, in the same memory.
+    """
+    phi, gamma, epsilon, beta, delta, alpha = blocks.shape
+    k, p = phi * gamma, epsilon * beta
+    step = max(1, CHUNK // (4 * k * p))
+    many, few = min(delta, max(1, step // alpha)), min(alpha, step)
+    room = blocks.new_empty(k * p * many * few, dtype=torch.float64)
+    for d in range(0, delta, many):
+        for a in range(0, alpha, few):
+            part = blocks[..., d : d + many, a : a + few]
+            piece = room[: part.numel()].view(part.shape).copy_(part)
+            yield d * alpha + a, piece.view(k, p, -1)
 
 
 def _power_step(blocks: Tensor, vectors: Tensor) -> Tensor:
     """R Rᵀ V per block."""
     image = torch.zeros_like(vectors)
-    for part in _columns(blocks):
+    for _, part in _columns(blocks):
         image.baddbmm_(part, part.mT @ vectors)
     return image
 
 
+def _within(blocks: Tensor, span: Tensor) -> Tensor:
+    """Qᵀ R per block."""
+    found = span.new_empty(len(span), span.shape[2], _sides(blocks)[1])
+    for at, part in _columns(blocks):
+        found[:, :, at : at + part.shape[2]] = span.mT @ part
+    return found
+
+
 def _gram(blocks: Tensor) -> Tensor:
     """R Rᵀ per block in float64."""
-    k, p, _ = blocks.shape
-    gram = blocks.new_zeros(k, p, p, dtype=torch.float64)
-    for part in _columns(blocks):
+    p = _sides(blocks)[0]
+    gram = blocks.new_zeros(blocks.shape[0] * blocks.shape[1], p, p, dtype=torch.float64)
+    for _, part in _columns(blocks):
         gram.baddbmm_(part, part.mT)
     return gram
 
@@ -88,14 +128,15 @@ def _leading(blocks: Tensor, rank: int) -> Tensor:
 
 
 def rearrange(dense: Tensor, factors: Factors) -> Tensor:
-    """R: (φ, γ, ε β, δ α) with R[f, g, (e, b), (d, a)] = W[(f, e, d), (g, b, a)].
+    """R, a view: (φ, γ, ε, β, δ, α) with R[f, g, e, b, d, a] = W[(f, e, d), (g, b, a)].
 
-    A Kronecker product B ⊗ A becomes the rank-one matrix vec(B) vec(A)ᵀ: C. Van Loan, N. Pitsianis,
-    Linear Algebra for Large Scale and Real-Time Applications, 1993, theorem 2.1.
+    With (e, b) as rows and (d, a) as columns a Kronecker product B ⊗ A becomes the rank-one matrix
+    vec(B) vec(A)ᵀ: C. Van Loan, N. Pitsianis, Linear Algebra for Large Scale and Real-Time Applications,
+    1993, theorem 2.1.
     """
     f = factors
-    parts = dense.reshape(-1, f.epsilon, f.delta, f.gamma, f.beta, f.alpha).permute(0, 3, 1, 4, 2, 5)
-    return parts.reshape(-1, f.gamma, f.epsilon * f.beta, f.delta * f.alpha)
+    parts = dense.reshape(-1, f.epsilon, f.delta, f.gamma, f.beta, f.alpha)
+    return parts.permute(0, 3, 1, 4, 2, 5)
 
 
 def project(
@@ -107,7 +148,7 @@ def project(
     """
     f, parts = factors, []
     for blocks in _block_rows(dense, f):
-        u, v, rest = truncate(blocks, f.rank)
+        u, v, rest = _truncate(blocks, f.rank)
         parts.append((u.to(dtype), v.to(dtype), rest))
     u, v, rest = (torch.cat([part[i] for part in parts]) for i in range(3))
     left = u.reshape(f.phi, f.gamma, f.epsilon, f.beta, f.rank).permute(0, 2, 3, 4, 1)
@@ -116,11 +157,11 @@ def project(
 
 
 def _block_rows(dense: Tensor, f: Factors) -> Iterator[Tensor]:
-    """The rearranged blocks (K, ε β, δ α), some rows of blocks at a time."""
+    """The rearranged blocks, some rows of blocks at a time."""
     tall = f.epsilon * f.delta
     step = max(1, CHUNK // (tall * f.shape[1]))
     for i in range(0, f.phi, step):
-        yield rearrange(dense[i * tall : (i + step) * tall].detach(), f).flatten(0, 1)
+        yield rearrange(dense[i * tall : (i + step) * tall].detach(), f)
 
 
 def norm_of(dense: Tensor) -> float:
@@ -137,9 +178,10 @@ def discarded(dense: Tensor, factors: Factors) -> float:
 def _squares(blocks: Tensor) -> Tensor:
     """σ² per block, rising."""
     if not _by_gram(blocks, 64):
-        values: Tensor = torch.linalg.svdvals(blocks.double())
+        values: Tensor = torch.linalg.svdvals(_whole(blocks).double())
         return values.flip(-1).square()
-    small = _gram(blocks if blocks.shape[1] <= blocks.shape[2] else blocks.mT)
+    p, q = _sides(blocks)
+    small = _gram(blocks if p <= q else _turned(blocks))
     found: Tensor
     if len(small) > 1 or small.device.type != "cpu":
         found = torch.linalg.eigvalsh(small)
