@@ -29,6 +29,7 @@ def main() -> None:
     print(conditions(PAIRS), "\n", HEAD, sep="")
     long_convolution()
     banded_attention()
+    masks_in_buffers()
     convolution_as_csr()
     layouts()
 
@@ -81,6 +82,16 @@ def banded_attention(ticks: int = LONG, band: int = BAND, calls: int | None = No
     scores = blocks @ windows.mT
     floor = time_call(lambda: (blocks @ windows.mT, scores @ windows), 5)
     both(f"band {band} of {ticks}, attention", ours, Masked(band, ticks), [q, k, v], SEVERAL, floor, calls)
+
+
+def masks_in_buffers(ticks: int = LONG, band: int = BAND, calls: int | None = None) -> None:
+    """A frozen program whose masks are buffers, a band and a causal one, against torch's attention under them."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, HEADS, ticks, WIDTH) for _ in range(3)]
+    for name, width in (("band", band), ("causal", ticks)):
+        module = Masked(width, ticks)
+        ours = om.compile(module, *inputs, measure=False, prove=False).freeze()
+        both(f"{name} mask in a buffer, frozen", ours, module, inputs, 1.0, None, calls)
 
 
 def convolution_as_csr(side: int = 28, batch: int = BATCH, calls: int | None = None) -> None:

@@ -1,7 +1,8 @@
 """The text of a compiled function, and the function it is."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +35,13 @@ class Emitted:
 
     def frozen(self) -> tuple[Any, Any]:
         """(forward, prepare): prepare(module, tables, dtype, device) gives what forward takes as last argument."""
-        names = "".join(f"{line.split(' = ', 1)[0]}, " for line in self.head)
+        head = _decided(self.head)
+        names = "".join(f"{line.split(' = ', 1)[0]}, " for line in head)
         start, body = self.text.split("\n", 1)
-        for line in self.head:
+        for line in head:
             body = body.replace(f"    {line}\n", "", 1)
         taken = f"    ({names}) = heads\n" if names else ""
-        lines = "".join(f"    {line}\n" for line in self.head)
+        lines = "".join(f"    {line}\n" for line in head)
         prepare = f"def prepare(module, tables, dtype, device):\n{lines}    return ({names})\n"
         space = self._run(f"{start.replace('first):', 'first, heads):')}\n{taken}{body}\n{prepare}")
         return space["forward"], space["prepare"]
@@ -60,3 +62,19 @@ class Emitted:
         }
         exec(compile(text, "<compiled program>", "exec"), space)
         return space
+
+
+CALL = ("batch", "run", "plain")  # what a call alone knows
+
+
+def _decided(head: Sequence[str]) -> list[str]:
+    """The lines that read nothing a call alone knows, nor what such lines made."""
+    late, found = set(CALL), list[str]()
+    for line in head:
+        made, read = line.split(" = ", 1)
+        words = set(re.findall(r"\w+", read))
+        if words & late or any(word.startswith("n_") for word in words):
+            late |= set(re.findall(r"\w+", made))
+        else:
+            found.append(line)
+    return found

@@ -12,6 +12,7 @@ from onematrix.compiler.emitted import Emitted
 from onematrix.compiler.module import Compiled
 from onematrix.compiler.pipeline import lower
 from onematrix.compiler.recognition_blocks import recognise_blocks
+from onematrix.compiler.recognition_masks import recognise_masks
 from onematrix.errors import CompileError
 from onematrix.programs.program import Program
 from onematrix.programs.substitution import replace_structures
@@ -22,7 +23,8 @@ class Frozen(Compiled):
     """A compiled program over copies of its weights, which no longer train.
 
     Merged and turned weights, scaled biases and whatever else depends on weights alone are computed once, and
-    matrices that are diagonal, a permutation, a convolution, Toeplitz, Kronecker, sparse … run as such.
+    matrices that are diagonal, a permutation, a convolution, Toeplitz, Kronecker, sparse … run as such; attention
+    under a fixed mask that is causal or a band computes the band.
 
     Its own weights decided that and are to stay as they are. A call raises CompileError where one of them was
     written in place, replaced, or given other storage (`.data = …`): three comparisons a tensor. In-place writes
@@ -174,7 +176,8 @@ def freeze(compiled: Compiled, tolerance: float = 0.0) -> Frozen:
         return copies.setdefault(id(t), t.detach().clone() if t.is_floating_point() else t)
 
     copied = {id(s): map_tensors(s, copy) for s in program.structures}
-    fixed = recognise_blocks(replace_structures(program, copied), tolerance)
+    fixed = replace_structures(program, copied)
+    fixed = recognise_blocks(recognise_masks(fixed) if compiled.form.bands else fixed, tolerance)
     frozen = Frozen(fixed, lower(fixed), compiled.form)
     frozen._originals |= {name: _digest(p) for name, p in compiled.named_parameters()}
     return frozen.eval()

@@ -60,7 +60,7 @@ class Products:
         form: Form,
     ) -> None:
         self.program, self.slots, self.names, self.code, self.sizes = program, slots, names, code, sizes
-        self.uses, self.form = _count_uses(program), form
+        self.uses, self.form = count_uses(program), form
         self.merges, self.absorbed = plan_merges(program) if form.merge else ({}, set())
         self.made: dict[int, dict[int, Var]] = {}
         self.held_back: dict[str, float] = {}  # parts whose ratio an attention multiplies its scores with
@@ -328,7 +328,7 @@ def unscaled(a: Structure) -> tuple[float, Structure]:
     return float(ratio), inner
 
 
-def _count_uses(program: Program) -> dict[str, int]:
+def count_uses(program: Program) -> dict[str, int]:
     """How often each part is read; outputs of the program and of loops count."""
     count: dict[str, int] = dict.fromkeys(program.outputs, 1)
     for _, column, _ in program.blocks():
