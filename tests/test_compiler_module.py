@@ -163,6 +163,15 @@ def test_vmap_and_jvp_go_through():
     same((value, slope), wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_after_an_export_it_runs_on_its_own_weights():
+    module = copy.deepcopy(om.compile(mlp([4, 6, 3], generator=torch.Generator().manual_seed(0))))
+    x = torch.randn(5, 4)
+    wanted = module(x)
+    torch.export.export(module, (x,))
+    same(module(x), wanted)
+    same(module.forward_with_state(x)[0], wanted)
+
+
 def test_the_literal_sru_streams():
     module = om.compile(sru(4, "14", generator=torch.Generator().manual_seed(0)))
     x, c = torch.randn(2, 7, 4), torch.zeros(2, 4)

@@ -47,6 +47,17 @@ def compiled_net():
 
 
 @pytest.mark.usefixtures("preferred")
+def test_after_an_export_the_source_runs_over_the_same_parameters():
+    net, x, ours = compiled_net()
+    torch.export.export(ours, (x,))
+    with torch.no_grad():
+        net.first.weight.mul_(2)
+    count = len(ours.native.module.calls)
+    assert torch.equal(ours(x), net(x))
+    assert len(ours.native.module.calls) == count + 1
+
+
+@pytest.mark.usefixtures("preferred")
 def test_the_source_runs_over_the_parameters_of_the_compiled_module():
     net, x, ours = compiled_net()
     assert ours.form.native

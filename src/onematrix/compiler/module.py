@@ -36,31 +36,51 @@ class Compiled(nn.Module):
         self._source, self._lowered, self.form = source, lowered, form
         self._ownership = adopt(self, source.structures, source.parameters)
         self._places = {id(t): place for place, t in enumerate(source.parameters.values())}
-        self._tables = [_table(self, path) for path in self._ownership.slots]
+        self._tables, self._first = self._find_tables()
         self._plans = [layout(s, self._places) for s in lowered.structures]
         self._emitted: dict[bool, Emitted] = {}
         self._function, self._stateful = self._make(False), self._make(True)
-        self.native = None if module is None else find_native(module, source, self._by_name())
+        self.native = None if module is None else find_native(module, source, self._names())
+
+    def _find_tables(self) -> tuple[list[dict[str, Any]], tuple[nn.Module, str] | None]:
+        """The table every tensor of the source program stands in, and where the first table stands."""
+        paths = self._ownership.slots
+        holders = [self.get_submodule(".".join(path[:-1])) for path in paths]
+        kinds = [_kind(holder, path[-1]) for holder, path in zip(holders, paths, strict=True)]
+        tables = [vars(holder)[kind] for holder, kind in zip(holders, kinds, strict=True)]
+        return tables, (holders[0], kinds[0]) if tables else None
+
+    def _bound(self) -> list[dict[str, Any]]:
+        """The tables, found again where something put others in their place, as torch.export does."""
+        if self._first is None or getattr(*self._first) is self._tables[0]:
+            return self._tables
+        tables, first = self._find_tables()
+        if not torch.compiler.is_compiling():
+            self._tables, self._first = tables, first
+        return tables
 
     def _by_name(self) -> dict[str, tuple[dict[str, Any], str]]:
         """The table and the name in it of every tensor of the source program."""
-        paths = [path[-1] for path in self._ownership.slots]
-        return dict(zip(self._source.parameters, zip(self._tables, paths, strict=True), strict=True))
+        return dict(zip(self._source.parameters, zip(self._tables, self._names(), strict=True), strict=True))
+
+    def _names(self) -> list[str]:
+        """The name of every tensor of the source program in its table."""
+        return [path[-1] for path in self._ownership.slots]
 
     def _make(self, stateful: bool) -> Any:
-        names = [path[-1] for path in self._ownership.slots]
-        self._emitted[stateful] = emit(self._lowered, self._places, names, stateful, self.form)
+        self._emitted[stateful] = emit(self._lowered, self._places, self._names(), stateful, self.form)
         return self._emitted[stateful].function()
 
     def forward(
         self, *inputs: Tensor, seed: int = 0, sizes: Mapping[str, int] | None = None
     ) -> Tensor | tuple[Tensor, ...]:
         """The outputs of the program."""
+        tables = self._bound()
         if self.native is not None and sizes is None and not torch.compiler.is_compiling():
-            found = self.native.run(inputs)
+            found = self.native.run(tables, inputs)
             if found is not None:
                 return found
-        result: Tensor | tuple[Tensor, ...] = self._function(self, self._tables, inputs, sizes, seed, None, 0)
+        result: Tensor | tuple[Tensor, ...] = self._function(self, tables, inputs, sizes, seed, None, 0)
         return result
 
     def forward_with_state(
@@ -76,7 +96,7 @@ class Compiled(nn.Module):
         if unknown := set(state or ()) - set(names) - set(carried_parts(self._source)):
             raise ProgramError(f"state gives {sorted(unknown)}; carried: {', '.join(names) or 'nothing'}")
         given = {name: x for name, x in (state or {}).items() if name in names}
-        result, handed = self._stateful(self, self._tables, inputs, sizes, seed, given, first_tick)
+        result, handed = self._stateful(self, self._bound(), inputs, sizes, seed, given, first_tick)
         return result, dict(zip(names, handed, strict=True))
 
     # What the code asks when an input is not plainly what it should be.
@@ -141,8 +161,6 @@ class Compiled(nn.Module):
         return repr(self._lowered)
 
 
-def _table(module: nn.Module, path: tuple[str, ...]) -> dict[str, Any]:
-    """The table of the module a tensor stands in."""
-    for name in path[:-1]:
-        module = module._modules[name]  # type: ignore[assignment]
-    return module._parameters if path[-1] in module._parameters else module._buffers
+def _kind(module: nn.Module, name: str) -> str:
+    """Which of a module's tables a tensor stands in."""
+    return "_parameters" if name in module._parameters else "_buffers"

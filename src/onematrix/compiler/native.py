@@ -1,15 +1,24 @@
 """The module a program was converted from, as one more way to run it: over the tensors the compiled module holds."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from onematrix.programs.program import Program
 
-Place = tuple[dict[str, Any], str]  # a module's table of parameters or buffers, and a name in it
+Table = dict[str, Any]  # of the parameters or buffers of a module, by name
+
+
+class Tie(NamedTuple):
+    """A tensor of the compiled module, in table `place` under `name`, and where the source module holds it."""
+
+    place: int
+    name: str
+    table: Table
+    key: str
 
 
 class Native:
@@ -18,7 +27,7 @@ class Native:
     It runs only where it means what the program means: on the device and in the dtypes it was made with.
     """
 
-    def __init__(self, module: nn.Module, ties: Sequence[tuple[Place, Place]]) -> None:
+    def __init__(self, module: nn.Module, ties: Sequence[Tie]) -> None:
         self.module, self.ties = module, list(ties)
         self.kind = self._kind()
 
@@ -26,14 +35,14 @@ class Native:
         """Device and dtype; moves and casts of a module change those of all its tensors."""
         if not self.ties:
             return ()
-        (table, key), _ = self.ties[0]
-        return table[key].device, table[key].dtype
+        tensor = self.ties[0].table[self.ties[0].key]
+        return tensor.device, tensor.dtype
 
-    def run(self, inputs: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...] | None:
-        """What the module gives; None where it is not to be asked, or refuses the inputs."""
-        for (mine, key), (theirs, name) in self.ties:
-            if theirs[name] is not mine[key]:
-                theirs[name] = mine[key]
+    def run(self, tables: Sequence[Table], inputs: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...] | None:
+        """What the module gives over the tensors in `tables`; None where it is not to be asked, or refuses."""
+        for place, name, table, key in self.ties:
+            if table[key] is not tables[place][name]:
+                table[key] = tables[place][name]
         if self._kind() != self.kind:
             return None
         try:
@@ -43,8 +52,8 @@ class Native:
             return None
 
 
-def find_native(module: nn.Module, program: Program, tables: Mapping[str, Place]) -> Native | None:
-    """The source module over the tensors in `tables` (by name in the program); None where it is no candidate.
+def find_native(module: nn.Module, program: Program, names: Sequence[str]) -> Native | None:
+    """The source module; names: of each parameter of the program in its table. None where it is no candidate.
 
     It is none where it draws noise or couples the batch (its state would change), and where it cannot be copied.
     """
@@ -56,22 +65,26 @@ def find_native(module: nn.Module, program: Program, tables: Mapping[str, Place]
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    everywhere: dict[int, list[Place]] = {}
+    everywhere: dict[int, list[tuple[Table, str]]] = {}
     for inner in twin.modules():
         for table in (inner._parameters, inner._buffers):
             for name, tensor in table.items():
                 if tensor is not None:
                     everywhere.setdefault(id(tensor), []).append((table, name))
-    ties = []
-    for name, source in program.source_names.items():
-        if source in named:
-            ties += [(tables[name], place) for place in everywhere.get(id(named[source]), ())]
+    places = {name: place for place, name in enumerate(program.parameters)}
+    ties = [
+        Tie(places[name], names[places[name]], *held)
+        for name, source in program.source_names.items()
+        if source in named
+        for held in everywhere.get(id(named[source]), ())
+    ]
     return Native(twin, ties)
 
 
-def agrees(native: Native, ours: Tensor | tuple[Tensor, ...], inputs: Sequence[Tensor]) -> bool:
-    """Whether the module gives, in the shapes of the program's outputs and in memory of its own, the same numbers."""
-    theirs = native.run(inputs)
+def agrees(
+    theirs: Tensor | tuple[Tensor, ...] | None, ours: Tensor | tuple[Tensor, ...], inputs: Sequence[Tensor]
+) -> bool:
+    """Whether what the module gave is in the shapes of ours and in memory of its own, and the same numbers."""
     if theirs is None or isinstance(theirs, tuple) != isinstance(ours, tuple):
         return False
     mine = ours if isinstance(ours, tuple) else (ours,)
