@@ -10,6 +10,7 @@ from onematrix.compiler.cells import find_cells
 from onematrix.compiler.code import Code, Var, shape_text, size_text
 from onematrix.compiler.emitted import Emitted
 from onematrix.compiler.form import Form
+from onematrix.compiler.layers import emit_layers, find_layers
 from onematrix.compiler.norms import emit_norm, find_norms
 from onematrix.compiler.recurrence_code import emit_cell, emit_dense, emit_elementwise
 from onematrix.compiler.recurrences import NoMatch, match_dense, match_elementwise
@@ -60,6 +61,8 @@ class _Emitter:
         self.within = {name for cell in self.cells.values() for name in cell.absorbed}
         self.within |= {name for name, found in self.attention.items() if name != found.result}
         self.within |= {name for norm in self.norms.values() for name in norm.inner}
+        self.layers = find_layers(program, self.rows.uses, self.rows.merges)
+        self.within |= {layer.result for found in self.layers.values() for layer in found[:-1]}
 
     def emit(self) -> Emitted:
         program = self.program
@@ -180,6 +183,8 @@ class _Emitter:
         """The value of a row, or of all rows of an attention at its last."""
         if row.part in self.norms:
             return emit_norm(self.norms[row.part], self.rows, env)
+        if row.part in self.layers:
+            return emit_layers(self.layers[row.part], self.rows, env)
         attention = self.attention.get(row.part)
         return self.rows.row(row, env) if attention is None else emit_attention(attention, self.rows, env)
 
