@@ -60,8 +60,8 @@ class Frozen(Compiled):
         """Compute what the weights decide, and remember which weights they were."""
         weight = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(1))
         with torch.no_grad():
-            self._heads = self._prepare(self, self._tables, weight.dtype, weight.device)
-            self._heads_stateful = self._prepare_stateful(self, self._tables, weight.dtype, weight.device)
+            self._heads = self._prepare(self, self._bound(), weight.dtype, weight.device)
+            self._heads_stateful = self._prepare_stateful(self, self._bound(), weight.dtype, weight.device)
         places = self._by_name()
         self._marks = [_mark(*place) for place in places.values()]
         self._folded = {name: _digest(table[key]) for name, (table, key) in places.items()}
@@ -80,7 +80,7 @@ class Frozen(Compiled):
     ) -> Tensor | tuple[Tensor, ...]:
         """The outputs of the program. Raises CompileError where its weights were seen to change."""
         self._notice()
-        result: Tensor | tuple[Tensor, ...] = self._function(self, self._tables, inputs, sizes, seed, None, 0)
+        result: Tensor | tuple[Tensor, ...] = self._function(self, self._bound(), inputs, sizes, seed, None, 0)
         return result
 
     def forward_with_state(
