@@ -210,3 +210,16 @@ def test_hooks_are_refused():
         CompileError, match="Iterated has forward hooks, which a compiled program would not call"
     ):
         om.compile(net)
+
+
+def test_after_an_export_it_is_what_it_was():
+    frozen = om.compile(mlp([5, 6, 2])).freeze()
+    x = torch.randn(2, 5)
+    wanted = frozen(x)
+    assert torch.equal(torch.export.export(frozen, (x,)).module()(x), wanted)
+    frozen.check()
+    assert torch.equal(frozen(x), wanted)
+    with torch.no_grad():
+        next(frozen.parameters()).mul_(2)
+    with pytest.raises(CompileError, match="written in place"):
+        frozen(x)

@@ -62,9 +62,13 @@ class Frozen(Compiled):
         with torch.no_grad():
             self._heads = self._prepare(self, self._bound(), weight.dtype, weight.device)
             self._heads_stateful = self._prepare_stateful(self, self._bound(), weight.dtype, weight.device)
-        places = self._by_name()
-        self._marks = [_mark(*place) for place in places.values()]
-        self._folded = {name: _digest(table[key]) for name, (table, key) in places.items()}
+        held = self._held()
+        self._marks = list(map(_mark, self._names(), held))
+        self._folded = dict(zip(self._source.parameters, map(_digest, held), strict=True))
+
+    def _held(self) -> list[Any]:
+        """Its own weights."""
+        return [table.get(key) for table, key in zip(self._bound(), self._names(), strict=True)]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -80,7 +84,9 @@ class Frozen(Compiled):
     ) -> Tensor | tuple[Tensor, ...]:
         """The outputs of the program. Raises CompileError where its weights were seen to change."""
         self._notice()
-        result: Tensor | tuple[Tensor, ...] = self._function(self, self._bound(), inputs, sizes, seed, None, 0)
+        result: Tensor | tuple[Tensor, ...] = self._function(
+            self, self._bound(), inputs, sizes, seed, None, 0
+        )
         return result
 
     def forward_with_state(
@@ -93,7 +99,7 @@ class Frozen(Compiled):
     def _notice(self) -> None:
         if torch.compiler.is_compiling():
             return
-        for table, key, tensor, version, storage in self._marks:
+        for table, (key, tensor, version, storage) in zip(self._bound(), self._marks, strict=False):
             if (
                 table.get(key) is not tensor
                 or (version is not None and tensor._version != version)
@@ -102,10 +108,10 @@ class Frozen(Compiled):
                 self._refuse(self._seen_changed())
 
     def _seen_changed(self) -> Iterator[str]:
-        for name, (table, key, tensor, version, storage) in zip(
-            self._source.parameters, self._marks, strict=True
+        for name, held, (_, tensor, version, storage) in zip(
+            self._source.parameters, self._held(), self._marks, strict=True
         ):
-            if table.get(key) is not tensor:
+            if held is not tensor:
                 yield f"{name} (replaced)"
             elif version is not None and tensor._version != version:
                 yield f"{name} (written in place)"
@@ -129,9 +135,8 @@ class Frozen(Compiled):
         """
         if module is None:
             self._refuse(self._seen_changed())
-            places = self._by_name()
-            own = {name: table[key] for name, (table, key) in places.items()}
-            self._refuse(name for name, digest in self._folded.items() if _digest(own[name]) != digest)
+            folded = zip(self._folded.items(), self._held(), strict=True)
+            self._refuse(name for (name, digest), held in folded if _digest(held) != digest)
             return
         theirs = dict(module.named_parameters())
         changed = [name for name, mine in self._originals.items() if _digest(theirs.get(name)) != mine]
@@ -142,13 +147,12 @@ class Frozen(Compiled):
             )
 
 
-Mark = tuple[dict[str, Any], str, Tensor, int | None, int]
+Mark = tuple[str, Tensor, int | None, int]
 
 
-def _mark(table: dict[str, Any], key: str) -> Mark:
-    """Where a tensor stands, the tensor, its version (None: it counts none) and the place of its numbers."""
-    tensor = table[key]
-    return table, key, tensor, None if tensor.is_inference() else tensor._version, tensor.data_ptr()
+def _mark(key: str, tensor: Tensor) -> Mark:
+    """The name of a tensor, the tensor, its version (None: it counts none) and the place of its numbers."""
+    return key, tensor, None if tensor.is_inference() else tensor._version, tensor.data_ptr()
 
 
 def _digest(tensor: Tensor | None) -> bytes:

@@ -59,10 +59,6 @@ class Compiled(nn.Module):
             self._tables, self._first = tables, first
         return tables
 
-    def _by_name(self) -> dict[str, tuple[dict[str, Any], str]]:
-        """The table and the name in it of every tensor of the source program."""
-        return dict(zip(self._source.parameters, zip(self._tables, self._names(), strict=True), strict=True))
-
     def _names(self) -> list[str]:
         """The name of every tensor of the source program in its table."""
         return [path[-1] for path in self._ownership.slots]
