@@ -1,13 +1,16 @@
 """How elementwise recurrences are called: new outputs, choice of the kernel, tracing, refusals."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onematrix.errors import CompileError, DTypeError, ProgramError, ShapeError
 from onematrix.kernels import elementwise_loop, elementwise_numba
 from onematrix.kernels.elementwise_code import ElementwiseLoop
 from onematrix.kernels.elementwise_loop import run_elementwise_loop
-from recurrence_cases import KERNELS, SRU, flat, gradients, tensors
+from recurrence_cases import KERNELS, SRU, check, flat, gradients, tensors
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -24,6 +27,50 @@ def test_outputs_are_new_and_may_be_changed(ticks, grad, kernel):
     assert all((out == k).all() for k, out in enumerate(made))
     for t, c in zip(flat(given), copies, strict=True):
         assert torch.equal(t, c)
+
+
+class Counted(TorchDispatchMode):
+    """How often each operation of torch runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+# c ← tanh(c + u), a new row of it, and σ(v c′) u: tanh is carried, σ is not
+LATE = ElementwiseLoop(
+    1, 1, 1,
+    (
+        ("add", 0, 2), ("activation", 3, "tanh"), ("mul", 4, 1), ("activation", 5, "sigmoid"), ("mul", 6, 0),
+        ("activation", 0, "identity"), ("activation", 4, "identity"), ("constant", 0.5),
+    ),
+    outputs=(7, 8, 9, 9, 4, 2, 10), carry=(4,),
+)  # fmt: skip
+
+
+def test_torch_computes_what_nothing_carried_needs_for_all_ticks_at_once():
+    given = tensors(LATE, (9, 2, 3))
+    with Counted() as counted:
+        run_elementwise_loop(LATE, *given, kernel="torch")
+    assert (counted.calls["tanh"], counted.calls["sigmoid"]) == (9, 1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("shared", [(), (0,)])
+def test_late_values_are_right_and_new(shared, reverse, kernel):
+    check(LATE, tensors(LATE, shared=shared), kernel, reverse=reverse)
+    given = tensors(LATE, shared=shared)
+    copies = [t.detach().clone() for t in flat(given)]
+    with torch.no_grad():
+        for k, out in enumerate(made := flat(run_elementwise_loop(LATE, *given, kernel=kernel))):
+            out.fill_(k)
+    assert all((out == k).all() for k, out in enumerate(made))
+    assert all(torch.equal(t, c) for t, c in zip(flat(given), copies, strict=True))
 
 
 def test_changing_a_course_before_backward_is_noticed():

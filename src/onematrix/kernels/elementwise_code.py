@@ -57,6 +57,12 @@ class ElementwiseLoop:
 
     >>> ElementwiseLoop(2, 0, 1, (("mul", 0, 2), ("add", 3, 1)), outputs=(4,), carry=(4,)).given
     3
+
+    An output that nothing carried needs may be computed when the ticks are done, from what was read of them:
+
+    >>> loop = ElementwiseLoop(1, 0, 1, (("add", 0, 1), ("mul", 2, 0)), outputs=(3,), carry=(2,))
+    >>> loop.early, loop.read
+    ((2,), (2,))
     """
 
     series: int
@@ -68,6 +74,10 @@ class ElementwiseLoop:
 
     given: int = field(init=False, repr=False, compare=False)  # registers that have a value before the code
     text: str = field(init=False, repr=False, compare=False)  # JSON: tells −0.0 from 0.0, unlike equality
+    early: tuple[int, ...] = field(init=False, repr=False, compare=False)  # lines the carried values need
+    read: tuple[int, ...] = field(
+        init=False, repr=False, compare=False
+    )  # of a tick, by later lines and outputs
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "given", self.series + self.vectors + self.carried)
@@ -83,6 +93,15 @@ class ElementwiseLoop:
             _check_register(register, "outputs and carry", self.given + len(self.code))
         facts = [self.series, self.vectors, self.carried, self.code, self.outputs, self.carry]
         object.__setattr__(self, "text", json.dumps(facts, separators=(",", ":")))
+        early = _needed(self.code, self.carry, self.given)
+        object.__setattr__(self, "early", early)
+        object.__setattr__(self, "read", self._read_late(set(early)))
+
+    def _read_late(self, early: set[int]) -> tuple[int, ...]:
+        lines = range(self.given, self.given + len(self.code))
+        late = [register for register in lines if register not in early]
+        found = {*self.outputs, *(r for line in late for r in operands(self.code[line - self.given]))}
+        return tuple(sorted(r for r in found - {*late} if r >= self.given - self.carried))
 
     def source(self, register: int) -> int:
         """The register whose value this one is: itself unless its line is the identity."""
@@ -129,6 +148,15 @@ def run_line(line: tuple[Any, ...], registers: Any, like: Tensor) -> Tensor:
     if name == "constant":
         return like.new_full((), line[1])
     return RULES[line[2]].function(registers[line[1]], *line[3:])
+
+
+def _needed(code: Code, carry: tuple[int, ...], given: int) -> tuple[int, ...]:
+    """The registers of the lines that the registers `carry` need."""
+    needed = set(carry)
+    for number in reversed(range(len(code))):
+        if given + number in needed:
+            needed.update(operands(code[number]))
+    return tuple(r for r in range(given, given + len(code)) if r in needed)
 
 
 def _check_line(line: tuple[Any, ...], number: int, count: int) -> None:
