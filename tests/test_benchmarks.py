@@ -64,3 +64,13 @@ def test_the_interpreter_benchmark_checks_itself_and_prints_its_rows(benchmark_m
     lines = capsys.readouterr().out.splitlines()[2:]
     assert len(lines) == 6
     assert all("met" in line and "× floor" in line for line in lines)
+
+
+def test_dispatch_and_compiling_at_their_smallest(benchmark_module, monkeypatch, capsys):
+    module = benchmark_module("dispatch")
+    monkeypatch.setattr(module, "REPEATS", 1)
+    module.main((3,), (2,))
+    lines = capsys.readouterr().out.splitlines()
+    assert "3 nodes:" in lines[-2]
+    assert "2 parts:" in lines[-1]
+    assert all("target" in line for line in lines[-2:])
