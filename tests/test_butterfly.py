@@ -124,6 +124,8 @@ def test_a_gram_lowers_the_weighted_error():
 
 def test_larger_budgets_take_larger_blocks():
     assert [Butterfly.random(64, 64, e, generator()).block for e in (0.2, 0.4, 0.6, 0.8)] == [1, 2, 4, 8]
+    large = Butterfly.random(1024, 1024, 0.25, generator())  # one of eleven blocks, of which four are tried
+    assert large.block == 16
     rates = Butterfly.random(64, 64, block=4, generator=generator()).learning_rate_scale()
     assert rates == {f"cores.{t}.weight": 64 / (4 * 8) for t in range(4)}
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onematrix.errors import FitError, ShapeError
 from onematrix.structures.base import Fit, Structure, below_minimum, check_cores, check_dtypes, relative_error
+from onematrix.structures.block_projection import SMALL
 from onematrix.structures.block_train import (
     dense_train,
     fit_train,
@@ -209,7 +210,10 @@ def _choose(
     rows: Sequence[int] | None = None,
     columns: Sequence[int] | None = None,
 ) -> list[_Digits]:
-    """Digits and block within the budget; given ones stand, prime digits and every common divisor otherwise."""
+    """Digits and block within the budget, the most numbers first; four of all for a large matrix.
+
+    Given ones stand; otherwise prime digits and every common divisor as block.
+    """
     if rows is not None or columns is not None:
         options = [_given(cls, m, n, block or 1, rows, columns)]
     else:
@@ -220,8 +224,8 @@ def _choose(
         return options
     budget = 1.0 if budget is None else budget
     allowed = numbers_within(budget, m, n, cls.name)
-    if fitting := [d for d in options if d.numbers() <= allowed]:
-        return fitting
+    if fitting := sorted((d for d in options if d.numbers() <= allowed), key=lambda d: -d.numbers()):
+        return spread(fitting, len(fitting) if m * n <= SMALL else 4)
     least = min(options, key=_Digits.numbers)
     what = f"digits {least.rows} × {least.columns}, block {least.block}"
     if least.numbers() > m * n:
@@ -232,10 +236,10 @@ def _choose(
 
 
 def _block_sizes(m: int, n: int, block: int | None) -> list[int]:
-    """Common divisors of both sizes: all of a small matrix, four of a large one, 1 always among them."""
+    """Common divisors of both sizes, or the one that is given."""
     shared = divisors(math.gcd(m, n))
     if block is None:
-        return spread(shared, len(shared) if m * n <= 1 << 14 else 4)
+        return shared
     if block not in shared:
         raise FitError(f"butterfly {m}×{n}: block={block} does not divide both; usable: {shared}", got=block)
     return [block]

@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 from onematrix.errors import FitError, ShapeError
+
+T = TypeVar("T")
 
 
 def divisors(n: int) -> list[int]:
@@ -52,7 +55,7 @@ def prime_factors(n: int) -> list[int]:
     return [first, *prime_factors(n // first)]
 
 
-def spread(values: Sequence[int], count: int) -> list[int]:
+def spread(values: Sequence[T], count: int) -> list[T]:
     """At most `count` of the values, the first always among them, evenly over their order.
 
     >>> spread([8, 4, 16, 2, 32], 3)
