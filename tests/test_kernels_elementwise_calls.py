@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onematrix.errors import CompileError, DTypeError, ProgramError, ShapeError
@@ -144,9 +145,30 @@ def test_the_operators_are_sound():
     valid = torch.tensor([[True, False]] * 3)
     for mask in (None, valid):
         torch.library.opcheck(
-            torch.ops.onematrix.elementwise_forward.default,
+            torch.ops.onematrix.elementwise_recurrence.default,
             (SRU.text, given, mask, [3, 2, 2], False, "numba"),
         )
+
+
+@pytest.mark.parametrize("shared", [(), (0,)])
+def test_gradients_of_the_operator_lie_as_traced_code_is_told(shared):
+    """One series with the ticks first in memory, one with the samples first, as a product's rows are."""
+    pytest.importorskip("numba")
+    given = [t.detach() for t in flat(tensors(SRU, (5, 3, 4), shared=shared))]
+    given[1] = given[1].transpose(0, 1).contiguous().transpose(0, 1)
+    whole, row = torch.ones(5, 3, 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
+
+    def run(every):
+        tensors, courses, grads = every[:4], every[4:5], every[5:]
+        operator = torch.ops.onematrix.elementwise_gradients
+        return operator(SRU.text, tensors, courses, grads, None, [5, 3, 4], False, "numba")
+
+    every = [*given, whole, whole, whole, row]
+    made = run(every)
+    with FakeTensorMode() as mode:
+        told = run([mode.from_tensor(t) for t in every])
+    assert [t.stride() for t in made] == [t.stride() for t in told]
+    assert made[1].stride() == given[1].stride()
 
 
 @pytest.mark.parametrize(

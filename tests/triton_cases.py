@@ -308,4 +308,4 @@ def test_elementwise_compiles_into_one_graph_of_sound_operators():
     near(ours, [t.cpu() for t in theirs], 1e-12)
     near(weighted(ours, given), [g.cpu() for g in weighted(theirs, given)], 1e-12)
     arguments = (SRU.text, given, None, [3, 2, 3], True, "triton")
-    torch.library.opcheck(torch.ops.onematrix.elementwise_forward.default, arguments)
+    torch.library.opcheck(torch.ops.onematrix.elementwise_recurrence.default, arguments)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from onematrix.kernels import elementwise_numba, elementwise_triton
 from onematrix.kernels.elementwise_code import ElementwiseLoop, read_loop
+from onematrix.kernels.elementwise_memory import series_gradient
 from onematrix.kernels.elementwise_torch import Sizes, run_by_torch
 from onematrix.kernels.portable_gradients import portable_gradients
 from onematrix.structures.ordinary import is_ordinary
@@ -85,7 +86,7 @@ def _run_portably(
     return outputs + final
 
 
-@torch.library.custom_op("onematrix::elementwise_forward", mutates_args=())
+@torch.library.custom_op("onematrix::elementwise_recurrence", mutates_args=())
 def _forward_op(
     text: str,
     tensors: list[Tensor],
@@ -101,7 +102,7 @@ def _forward_op(
     return [t for part in made for t in part]
 
 
-@torch.library.custom_op("onematrix::elementwise_backward", mutates_args=())
+@torch.library.custom_op("onematrix::elementwise_gradients", mutates_args=())
 def _backward_op(
     text: str,
     tensors: list[Tensor],
@@ -145,7 +146,13 @@ def _backward_fake(
     reverse: bool,
     kernel: str,
 ) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in tensors]
+    count, (ticks, batch, width) = read_loop(text).series, sizes
+    laid = [s.shape[1] == batch and kernel == "numba" for s in tensors[:count]]
+    made = [
+        series_gradient(s, (ticks, batch, width)) if as_given else s.new_empty(s.shape)
+        for s, as_given in zip(tensors, laid, strict=False)
+    ]
+    return made + [t.new_empty(t.shape) for t in tensors[count:]]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
