@@ -134,12 +134,15 @@ def test_elementwise_ties_infinities_and_nan_are_those_of_torch():
     code = [("activation", k, name) for k, name in enumerate(names)]
     code += [(name, singles + 2 * k, singles + 2 * k + 1) for k, name in enumerate(joins)]
     loop = ElementwiseLoop(count, 0, 0, tuple(code), tuple(range(count, count + len(code))), ())
+    # Tick by tick: past 16 numbers torch takes vector code, whose gradient of elu at nan is another.
+    cut = {"triton": [slice(0, 13)], "torch": [slice(t, t + 1) for t in range(13)]}
     results = []
-    for kernel in ("triton", "torch"):
+    for kernel, places in cut.items():
         seconds = range(singles + 1, count, 2)
         series = [(second if k in seconds else first).to(DEVICE).requires_grad_() for k in range(count)]
         series = [s.detach().clone().requires_grad_() for s in series]
-        outputs = run_elementwise_loop(loop, series, [], [], kernel=kernel)[0]
+        runs = [run_elementwise_loop(loop, [s[t] for s in series], [], [], kernel=kernel)[0] for t in places]
+        outputs = [torch.cat(ticks) for ticks in zip(*runs, strict=True)]
         total = sum((3 * o).sum() for o in outputs)
         results.append((outputs, torch.autograd.grad(total, series, materialize_grads=True)))
     (ours, found), (theirs, expected) = results
