@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import onematrix as om
+import onematrix.compiler.compilation as compilation
+import onematrix.compiler.module as compiled_module
 from onematrix.compiler.compilation import explanation
 from onematrix.compiler.form import Form
 from onematrix.compiler.module import Compiled
@@ -18,8 +21,10 @@ from onematrix.errors import CompileError, DTypeError, ProgramError, ShapeError
 from onematrix.networks import elman, lstm, mlp, sru
 from onematrix.networks.examples import examples
 from onematrix.programs.interpreter import interpret, interpret_with_state
+from onematrix.programs.substitution import replace_structures
 from onematrix.structures.dense import Dense
 from onematrix.structures.identity import Identity
+from onematrix.structures.tree import map_tensors
 from random_programs import random_program, random_recurrence
 from test_programs_random import SIZES, as_tuple, gradients, inputs_of
 
@@ -219,26 +224,26 @@ def test_what_is_no_program_is_refused():
     [("torch.tanh_(", "torch.sigmoid_("), ("in range(3)", "in range(2)"), ("alpha=0.0", "alpha=0.1")],
 )
 def test_the_proof_finds_wrong_code(old, new):
-    def broken(exact):
-        module = Compiled(exact, lower(exact))
+    def broken(exact, lowered):
+        module = Compiled(exact, lowered)
         emitted = module._emitted[False]
         assert old in emitted.text
         module._function = type(emitted)(emitted.text.replace(old, new), emitted.constants).function()
         return module
 
     with pytest.raises(CompileError, match="proof: output 'z_prev', random inputs: differs"):
-        prove(NETWORKS["runge_kutta"], broken)
+        prove(NETWORKS["runge_kutta"], lower(NETWORKS["runge_kutta"]), broken)
 
 
 def test_the_proof_finds_a_lost_gradient():
     program = mlp([3, 4, 2], generator=torch.Generator().manual_seed(0))
 
-    def detached(exact):
-        module = Compiled(exact, lower(exact))
+    def detached(exact, lowered):
+        module = Compiled(exact, lowered)
         return lambda *ins, **more: module(*(x.detach() for x in ins), **more)
 
     with pytest.raises(CompileError, match=r"proof: gradient 0 of 5, random inputs: differs .* by "):
-        prove(program, detached)
+        prove(program, lower(program), detached)
 
 
 def test_nothing_of_the_caller_is_written_or_returned():
@@ -254,7 +259,7 @@ def test_nothing_of_the_caller_is_written_or_returned():
 
 def test_in_double_keeps_ties():
     program = lstm(3, 4, generator=torch.Generator().manual_seed(0))
-    tied = in_double(program)
+    (tied,) = in_double(program)
     assert tied.dtype == torch.float64
     assert tied.parameters.keys() == program.parameters.keys()
 
@@ -286,3 +291,69 @@ def test_a_device_no_code_was_tried_on_is_refused(monkeypatch):
         CompileError, match=r"'blocks\..*' is on cpu; supported are cuda: move the program there"
     ):
         om.compile(mlp([4, 3, 2]))
+
+
+def test_the_proof_finds_a_wrongly_lowered_program():
+    program, other = (
+        mlp([3, 4, 2], generator=torch.Generator().manual_seed(0), activation=name)
+        for name in ("relu", "tanh")
+    )
+    tensors = dict(zip(map(id, other.parameters.values()), program.parameters.values(), strict=True))
+    swapped = {id(s): map_tensors(s, lambda t: tensors[id(t)]) for s in other.structures}
+    lowered = lower(replace_structures(other, swapped))
+    with pytest.raises(CompileError, match="proof: output 'x2', random inputs: differs"):
+        prove(program, lowered, Compiled)
+
+
+def layers(count):
+    return nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(count)))
+
+
+@pytest.mark.parametrize("measure", [False, True])
+def test_compiling_reads_a_program_once_and_its_cost_is_linear(measure, monkeypatch, tmp_path):
+    """One lowering and one module, the proof's apart; the code is written once a question, whatever the depth."""
+    monkeypatch.setenv("ONEMATRIX_CACHE", str(tmp_path))
+    calls = Counter()
+
+    def counted(owner, name):
+        inner = getattr(owner, name)
+
+        def count(*args, **options):
+            calls[name] += 1
+            return inner(*args, **options)
+
+        monkeypatch.setattr(owner, name, count)
+
+    counted(compilation, "lower")
+    for name in ("adopt", "emit", "find_native"):
+        counted(compiled_module, name)
+    found = []
+    for depth in (2, 12):
+        calls.clear()
+        om.compile(layers(depth), torch.randn(2, 8), measure=measure)
+        found.append(Counter(calls))
+    assert found[0]["lower"] == found[1]["lower"] == 1
+    assert found[0]["adopt"] == found[1]["adopt"] == 2
+    assert max(calls["emit"] for calls in found) <= 14, "two modules, nine questions, three answers built"
+    assert found[0]["find_native"] == found[1]["find_native"] == int(measure)
+    if not measure:
+        assert found[0] == found[1] == Counter(lower=1, adopt=2, emit=2)
+
+
+def test_a_program_without_a_state_hands_over_none():
+    program = mlp([3, 4, 2], generator=torch.Generator().manual_seed(0))
+    x = torch.randn(5, 3)
+    for net in (om.compile(program), om.compile(program).freeze()):
+        out, state = net.forward_with_state(x)
+        assert state == {}
+        same(out, net(x))
+
+
+def test_another_form_shares_the_tensors():
+    program = mlp([3, 4, 2], generator=torch.Generator().manual_seed(0))
+    plain = om.compile(program)
+    other = plain.in_form(Form(merge=False))
+    assert other.form == Form(merge=False) != plain.form
+    assert {id(p) for p in other.parameters()} == {id(p) for p in plain.parameters()}
+    same(other(torch.ones(2, 3)), plain(torch.ones(2, 3)))
+    assert list(other.state_dict()) == list(plain.state_dict())

@@ -15,7 +15,7 @@ from onematrix.compiler.choice import (
 )
 from onematrix.compiler.form import Form
 from onematrix.compiler.module import Compiled
-from onematrix.compiler.native import agrees
+from onematrix.compiler.native import Native, agrees
 from onematrix.compiler.pipeline import Trace, lower
 from onematrix.compiler.proof import prove as prove_equal
 from onematrix.converters.conversion import convert
@@ -63,40 +63,43 @@ def compile(
     if inputs:
         compiled(*inputs)  # names what does not fit before anything is measured
     if inputs and measure and not implicit:
-        compiled = _measured(program, lowered, inputs, source, notes)
+        compiled = _measured(program, compiled, inputs, source, notes)
     if prove:
         exact_form = replace(
             compiled.form, implicit=False
         )  # equal to the rounds only where they have converged
-        prove_equal(program, lambda exact: Compiled(exact, lower(exact), exact_form))
+        prove_equal(program, lowered, lambda exact, low: Compiled(exact, low, exact_form))
     if explain:
         print(explanation(program, compiled, trace, notes))
     return compiled
 
 
 def _measured(
-    program: Program, lowered: Program, inputs: tuple[Tensor, ...], source: nn.Module | None, notes: list[str]
+    program: Program,
+    plain: Compiled,
+    inputs: tuple[Tensor, ...],
+    source: nn.Module | None,
+    notes: list[str],
 ) -> Compiled:
     """The fastest form for these inputs, measured or remembered; the source module is one of them."""
+    native = _candidate(plain, inputs, source)
 
     def build(form: Form) -> Compiled:
-        return Compiled(program, lowered, form, source if form.native else None)
+        return plain if form == plain.form else plain.in_form(form, native if form.native else None)
 
-    plain = build(Form())
-    known = _candidate(program, lowered, inputs, source, plain)
-    key = program_key(program, inputs, f"{lowered.text()}{known}")
+    key = program_key(program, inputs, f"{plain.lowered.text()}{native is not None}")
     found = remembered(choices_folder(), key)
     if isinstance(found, Form):
         notes.append("forms: remembered")
         return build(found)
     if isinstance(found, str):
         notes.append(found)
-    questions = [f.name for f in fields(Form) if f.default and _differs(program, lowered, plain, f.name)]
+    questions = [f.name for f in fields(Form) if f.default and _differs(plain, f.name)]
     trials: list[Trial] = []
     form = Form()
     if questions:
         form, trials = choose(build, questions, inputs)
-    if known:
+    if native is not None:
         form, more = choose_source(form, build, inputs)
         trials += more
     notes += [str(trial) for trial in trials]
@@ -104,22 +107,19 @@ def _measured(
     return build(form)
 
 
-def _candidate(
-    program: Program, lowered: Program, inputs: tuple[Tensor, ...], source: nn.Module | None, plain: Compiled
-) -> bool:
-    """Whether there is a source module that may run instead: same outputs, same gradients, no state."""
-    if source is None:
-        return False
-    ours = Compiled(program, lowered, module=source)
+def _candidate(plain: Compiled, inputs: tuple[Tensor, ...], source: nn.Module | None) -> Native | None:
+    """The source module where it may run instead: same outputs, same gradients, no state."""
+    native = None if source is None else plain.find_native(source)
+    if native is None:
+        return None
     with torch.no_grad():
-        return ours.native is not None and agrees(
-            ours.native.run(ours._tables, inputs), plain(*inputs), inputs
-        )
+        same = agrees(native.run(plain._bound(), inputs), plain(*inputs), inputs)
+    return native if same else None
 
 
-def _differs(program: Program, lowered: Program, plain: Compiled, question: str) -> bool:
+def _differs(plain: Compiled, question: str) -> bool:
     """Whether the answer changes the code at all."""
-    return Compiled(program, lowered, Form(**{question: False})).text != plain.text
+    return plain.text_in(Form(**{question: False})) != plain.text
 
 
 def explanation(program: Program, compiled: Compiled, trace: Trace, notes: list[str]) -> str:

@@ -7,8 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from onematrix.compiler.emit import emit
-from onematrix.compiler.emitted import Emitted
+from onematrix.compiler.folding import fold_scales
 from onematrix.compiler.module import Compiled
 from onematrix.compiler.pipeline import lower
 from onematrix.compiler.recognition_blocks import recognise_blocks
@@ -22,9 +21,10 @@ from onematrix.structures.tree import map_tensors
 class Frozen(Compiled):
     """A compiled program over copies of its weights, which no longer train.
 
-    Merged and turned weights, scaled biases and whatever else depends on weights alone are computed once, and
-    matrices that are diagonal, a permutation, a convolution, Toeplitz, Kronecker, sparse … run as such; attention
-    under a fixed mask that is causal or a band computes the band.
+    Merged weights, scaled biases and whatever else depends on weights alone are computed once, normalisation by
+    fixed numbers is folded into the matrices before it, and matrices that are diagonal, a permutation, a
+    convolution, Toeplitz, Kronecker, sparse … run as such; attention under a fixed mask that is causal or a band
+    computes the band.
 
     Its own weights decided that and are to stay as they are. A call raises CompileError where one of them was
     written in place, replaced, or given other storage (`.data = …`): three comparisons a tensor. In-place writes
@@ -37,31 +37,27 @@ class Frozen(Compiled):
         super().__init__(program, lowered, form)
         for p in self.parameters():
             p.requires_grad_(False)
-        self._heads: tuple[object, ...] = ()
         self._originals: dict[str, bytes] = {}
         self._fold()
         self.register_load_state_dict_post_hook(_fold_again)  # type: ignore[no-untyped-call]
 
-    def _make(self, stateful: bool) -> Any:
-        names = [path[-1] for path in self._ownership.slots]
-        self._emitted[stateful] = self._write(stateful, names)
-        forward, prepare = self._emitted[stateful].frozen()
-        if not stateful:
-            self._prepare: Callable[..., tuple[object, ...]] = prepare
-            self._function = forward
-            return lambda module, *arguments: forward(module, *arguments, module._heads)
-        self._prepare_stateful = prepare
-        return lambda module, *arguments: forward(module, *arguments, module._heads_stateful)
+    def _write_functions(self) -> None:
+        self._prepare: dict[bool, Callable[..., tuple[object, ...]]] = {}
+        super()._write_functions()
 
-    def _write(self, stateful: bool, names: list[str]) -> Emitted:
-        return emit(self._lowered, self._places, names, stateful, self.form)
+    def _make(self, stateful: bool) -> Any:
+        self._emitted[stateful] = self._write(stateful, self.form)
+        forward, self._prepare[stateful] = self._emitted[stateful].frozen()
+        return lambda module, *arguments: forward(module, *arguments, module._heads[stateful])
 
     def _fold(self) -> None:
         """Compute what the weights decide, and remember which weights they were."""
         weight = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(1))
         with torch.no_grad():
-            self._heads = self._prepare(self, self._bound(), weight.dtype, weight.device)
-            self._heads_stateful = self._prepare_stateful(self, self._bound(), weight.dtype, weight.device)
+            self._heads = {
+                stateful: prepare(self, self._bound(), weight.dtype, weight.device)
+                for stateful, prepare in self._prepare.items()
+            }
         held = self._held()
         self._marks = list(map(_mark, self._names(), held))
         self._folded = dict(zip(self._source.parameters, map(_digest, held), strict=True))
@@ -182,6 +178,7 @@ def freeze(compiled: Compiled, tolerance: float = 0.0) -> Frozen:
     copied = {id(s): map_tensors(s, copy) for s in program.structures}
     fixed = replace_structures(program, copied)
     fixed = recognise_blocks(recognise_masks(fixed) if compiled.form.bands else fixed, tolerance)
+    fixed = fold_scales(fixed)
     frozen = Frozen(fixed, lower(fixed), compiled.form)
     frozen._originals |= {name: _digest(p) for name, p in compiled.named_parameters()}
     return frozen.eval()

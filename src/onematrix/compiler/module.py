@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from onematrix.compiler.emit import PLAIN, emit
 from onematrix.compiler.emitted import Emitted
 from onematrix.compiler.form import Form
-from onematrix.compiler.native import find_native
+from onematrix.compiler.native import Native, find_native
 from onematrix.errors import ProgramError, ShapeError
 from onematrix.programs.ownership import adopt, rebuild_all, slot_tensors
 from onematrix.programs.program import Program
@@ -38,9 +38,12 @@ class Compiled(nn.Module):
         self._places = {id(t): place for place, t in enumerate(source.parameters.values())}
         self._tables, self._first = self._find_tables()
         self._plans = [layout(s, self._places) for s in lowered.structures]
-        self._emitted: dict[bool, Emitted] = {}
-        self._function, self._stateful = self._make(False), self._make(True)
-        self.native = None if module is None else find_native(module, source, self._names())
+        self._write_functions()
+        self.native = None if module is None else self.find_native(module)
+
+    def find_native(self, module: nn.Module) -> Native | None:
+        """The module the program was converted from, over the tensors held here; None where it is no candidate."""
+        return find_native(module, self._source, self._names())
 
     def _find_tables(self) -> tuple[list[dict[str, Any]], tuple[nn.Module, str] | None]:
         """The table every tensor of the source program stands in, and where the first table stands."""
@@ -63,9 +66,30 @@ class Compiled(nn.Module):
         """The name of every tensor of the source program in its table."""
         return [path[-1] for path in self._ownership.slots]
 
+    def _write_functions(self) -> None:
+        """The function of forward, and that of forward_with_state where there is a state."""
+        self._emitted: dict[bool, Emitted] = {}
+        self._function = self._make(False)
+        self._stateful = self._make(True) if carried_parts(self._lowered) else None
+
     def _make(self, stateful: bool) -> Any:
-        self._emitted[stateful] = emit(self._lowered, self._places, self._names(), stateful, self.form)
+        self._emitted[stateful] = self._write(stateful, self.form)
         return self._emitted[stateful].function()
+
+    def _write(self, stateful: bool, form: Form) -> Emitted:
+        return emit(self._lowered, self._places, self._names(), stateful, form)
+
+    def in_form(self, form: Form, native: Native | None = None) -> "Compiled":
+        """The same program over the same tensors with other code; to take the place of this one."""
+        other = Compiled.__new__(Compiled)
+        other.__dict__ |= self.__dict__
+        other.form, other.native = form, native
+        other._write_functions()
+        return other
+
+    def text_in(self, form: Form) -> str:
+        """The code of forward in another form."""
+        return self._write(False, form).text
 
     def forward(
         self, *inputs: Tensor, seed: int = 0, sizes: Mapping[str, int] | None = None
@@ -92,7 +116,10 @@ class Compiled(nn.Module):
         if unknown := set(state or ()) - set(names) - set(carried_parts(self._source)):
             raise ProgramError(f"state gives {sorted(unknown)}; carried: {', '.join(names) or 'nothing'}")
         given = {name: x for name, x in (state or {}).items() if name in names}
-        result, handed = self._stateful(self, self._bound(), inputs, sizes, seed, given, first_tick)
+        arguments = (self, self._bound(), inputs, sizes, seed, given, first_tick)
+        if self._stateful is None:
+            return self._function(*arguments), {}
+        result, handed = self._stateful(*arguments)
         return result, dict(zip(names, handed, strict=True))
 
     # What the code asks when an input is not plainly what it should be.

@@ -18,15 +18,20 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, tor
 Run = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
-def prove(program: Program, build: Callable[[Program], Run], sizes: Sequence[int] = (1, 3)) -> None:
-    """Raise CompileError where build(program) is not what the interpreter gives.
+def prove(
+    program: Program,
+    lowered: Program,
+    build: Callable[[Program, Program], Run],
+    sizes: Sequence[int] = (1, 3),
+) -> None:
+    """Raise CompileError where build(program, lowered) is not what the interpreter gives.
 
     Named sizes are as in `sizes`, batches 1 and 2; inputs are random, zero, and tied (rounded). Programs of up
     to 5 million numbers are compared in float64 to 1e-9, outputs and gradients; larger ones in their dtype, and
     those that cast to a narrower dtype to its precision.
     """
-    exact = in_double(program) if _numbers(program) <= NUMBERS else program
-    run = build(exact)
+    exact, low = in_double(program, lowered) if _numbers(program) <= NUMBERS else (program, lowered)
+    run = build(exact, low)
     for number, kind in enumerate(("random", "zeros", "ties")):
         size, batch = sizes[number % len(sizes)], 1 + number % 2
         table = dict.fromkeys(exact.free_sizes(), size)
@@ -91,8 +96,8 @@ def _input(program: Program, name: str, sizes: dict[str, int], batch: int, kind:
     return x.to(program.dtype or torch.get_default_dtype()).requires_grad_()
 
 
-def in_double(program: Program) -> Program:
-    """The program over float64 copies of its numbers, as parameters; ties stay ties."""
+def in_double(*programs: Program) -> list[Program]:
+    """The programs over float64 copies of their numbers, as parameters; ties stay ties, within and between them."""
     tensors: dict[int, Tensor] = {}
 
     def double(t: Tensor) -> Tensor:
@@ -100,7 +105,10 @@ def in_double(program: Program) -> Program:
             tensors[id(t)] = nn.Parameter(t.detach().double()) if t.is_floating_point() else t
         return tensors[id(t)]
 
-    return replace_structures(program, {id(s): map_tensors(s, double) for s in program.structures})
+    return [
+        replace_structures(program, {id(s): map_tensors(s, double) for s in program.structures})
+        for program in programs
+    ]
 
 
 def _numbers(program: Program) -> int:
