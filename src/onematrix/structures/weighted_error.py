@@ -1,5 +1,8 @@
 """Making the activation-weighted error of a structure small: ‖(W − A) G^½‖ over all numbers of A at once."""
 
+import contextlib
+import math
+import time
 from typing import TypeVar
 
 import torch
@@ -8,6 +11,7 @@ from torch import Tensor
 from onematrix.structures.base import Structure, relative_error
 from onematrix.structures.tree import map_tensors, unique_tensors
 
+SECONDS = 30.0  # a descent may take; what it has reached by then stands
 S = TypeVar("S", bound=Structure)
 
 
@@ -34,44 +38,55 @@ def reduce_error(start: S, dense: Tensor, gram: Tensor, steps: int = 100, rounds
 
     tr (W − A) G (W − A)ᵀ = tr W G Wᵀ − 2 ⟨A, W G⟩ + ⟨A, A G⟩, where A G is n fast products; limited-memory
     quasi-Newton steps (D. Liu, J. Nocedal, Mathematical Programming 45, 1989) on every tensor together,
-    begun afresh until a round gains less than 1e-7 of the error.
+    begun afresh until a round gains less than 1e-7 of the error, or `SECONDS` are over.
     """
     w, g = dense.detach().double(), gram.detach().double()
     target = w @ g
     scale = float((target * w).sum())
     if scale <= 0:
         return start
-    best, error = start, relative_error(start, dense, gram)
+    best, error, end = start, relative_error(start, dense, gram), time.perf_counter() + SECONDS
     for _ in range(rounds):
-        found = _descend(best, target, g, scale, steps)
+        found = _descend(best, target, g, scale, steps, end)
         reached = relative_error(found, dense, gram)
         if not reached < error:
             return best
         gain, best, error = error - reached, found, reached
-        if gain < 1e-7 * error:
+        if gain < 1e-7 * error or time.perf_counter() > end:
             break
     return best
 
 
-def _descend(start: S, target: Tensor, gram: Tensor, scale: float, steps: int) -> S:
-    """One run of quasi-Newton steps."""
+class _Over(Exception):
+    """The time of a descent is over; torch's optimiser knows no other way to end within a step."""
+
+
+def _descend(start: S, target: Tensor, gram: Tensor, scale: float, steps: int, end: float) -> S:
+    """The best point of one run of quasi-Newton steps."""
     free = [t.detach().double().clone().requires_grad_() for t in unique_tensors([start])]
     optimiser = torch.optim.LBFGS(
         free, max_iter=steps, history_size=20, line_search_fn="strong_wolfe",
         tolerance_grad=1e-14, tolerance_change=1e-16,
     )  # fmt: skip
+    best = [t.detach().clone() for t in free]
+    least = math.inf
 
     def loss() -> Tensor:
+        nonlocal best, least
+        if time.perf_counter() > end:
+            raise _Over
         optimiser.zero_grad()
         a = _over(start, free)
         matrix = a.to_dense()
         value = (scale - 2 * (matrix * target).sum() + (matrix * a.matmul(gram).mT).sum()) / scale
         torch.autograd.backward(value)
+        if float(value) < least:
+            best, least = [t.detach().clone() for t in free], float(value)
         return value
 
-    with torch.enable_grad():
+    with torch.enable_grad(), contextlib.suppress(_Over):
         optimiser.step(loss)  # type: ignore[no-untyped-call]
-    return _over(start, [t.detach() for t in free])
+    return _over(start, best)
 
 
 def _over(start: S, tensors: list[Tensor]) -> S:
