@@ -88,6 +88,16 @@ def test_ranks_that_are_no_positive_integers_are_refused(rank):
     ) as caught:
         LowRank.fit(normal(12, 12), rank=rank)
     assert caught.value.got == rank
+    for name in RANKED:
+        with pytest.raises(
+            FitError, match=rf"{name}: rank must be at least 1, got {rank!r}; it is an integer"
+        ):
+            STRUCTURES[name].random(12, 12, rank=rank)
+    for name in ("tensor_train", "block_tensor_train"):
+        with pytest.raises(
+            FitError, match=rf"{name}: rank must be at least 1, got {rank!r}; it is an integer"
+        ):
+            STRUCTURES[name].random(12, 12, rank=rank, rows=(2, 2, 3), columns=(2, 2, 3))
 
 
 @pytest.mark.parametrize("name", RANKED)
@@ -222,11 +232,25 @@ def test_empty_matrices_are_refused(name):
         assert str(shape) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name in DRAWN if name != "permutation"])
+@pytest.mark.parametrize("name", DRAWN)
 def test_random_members_without_entries_are_refused(name):
     for m, n in ((0, 12), (12, 0), (0, 0)):
         with pytest.raises(OneMatrixError, match=rf"{m}(×|, ){n}|more than the 0 of dense"):
             STRUCTURES[name].random(m, n)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("budget", [0.0, -0.5, 1.5, math.nan, True, "0.2"])
+def test_budgets_outside_zero_to_one_are_refused(name, budget):
+    cls, message = (
+        STRUCTURES[name],
+        rf"{name}: budget must lie in \(0, 1\] .*, got {budget!r}; 0\.2 keeps one",
+    )
+    with pytest.raises(BudgetError, match=message):
+        cls.random(12, 12, budget)
+    if name in FITTED:
+        with pytest.raises(BudgetError, match=message):
+            cls.fit(normal(12, 12), budget)
 
 
 @every_fit

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from onematrix.errors import ShapeError
 from onematrix.structures.base import Structure
-from onematrix.structures.sizes import Size
+from onematrix.structures.sizes import Size, check_budget, check_sides
 
 
 def _check_index(who: str, index: Tensor, columns: int) -> None:
@@ -82,6 +82,8 @@ class Permutation(Structure):
         """A uniformly drawn permutation."""
         if m != n:
             raise ShapeError(f"permutation is square, got {m}×{n}")
+        check_sides(cls.name, m, n)
+        check_budget(budget, cls.name)  # any will do: a permutation stores no number
         return cls(torch.randperm(n, generator=generator))
 
     @classmethod

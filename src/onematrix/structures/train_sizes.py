@@ -10,7 +10,7 @@ from torch import Tensor
 from onematrix.errors import FitError, ShapeError
 from onematrix.structures.base import Fit, Structure, below_minimum, relative_error
 from onematrix.structures.factor_sizes import cannot_split, check_product, split_evenly
-from onematrix.structures.sizes import above_bound, numbers_within
+from onematrix.structures.sizes import above_bound, check_rank, numbers_within
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def _asked_ranks(
 ) -> tuple[int, ...]:
     """One rank for all, each taking what is of use to it, or one each. FitError where none can be so large."""
     name, cores, where = who.split()[0], len(rows), f" with rows {rows} and columns {columns}"
+    if not isinstance(rank, tuple | list):
+        check_rank(name, rank)
     asked = [rank] * (cores - 1) if isinstance(rank, int) else list(rank)
     if len(asked) != cores - 1 or any(isinstance(a, bool) or not isinstance(a, int) or a < 1 for a in asked):
         raise FitError(f"{name}: {cores} cores need {cores - 1} ranks of at least 1, got {rank}", got=rank)
@@ -104,8 +106,11 @@ def _asked_ranks(
 
 def single_rank(name: str, rank: int | Sequence[int] | None) -> int | None:
     """The one rank of a train of two cores, given as it is or as (r1,). Raises FitError for several."""
-    if rank is None or isinstance(rank, int):
+    if rank is None:
         return rank
+    if not isinstance(rank, tuple | list):
+        check_rank(name, rank)
+        return rank  # type: ignore[return-value]
     if len(rank) != 1:
         raise FitError(f"{name}: 2 cores need 1 rank, got {tuple(rank)}", got=tuple(rank))
     return rank[0]
