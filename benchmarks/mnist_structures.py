@@ -1,7 +1,8 @@
 """Structures as the 1024 × 1024 hidden layer of an MNIST network, trained and compressed. One thread.
 
 The same as `onematrix experiment run structures-mnist`, without its page. MNIST comes from ONEMATRIX_DATA or is
-downloaded. About 3 minutes on an idle core for `train` with one seed, as much for `compress`.
+downloaded. About 3 minutes on an idle core for `train` with one seed, up to 20 for `compress`, whose searches end by
+the clock: beside other work their errors are larger.
 
 python benchmarks/mnist_structures.py [train | compress] [SEEDS]
 """
