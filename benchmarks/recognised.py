@@ -28,6 +28,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(conditions(PAIRS), "\n", HEAD, sep="")
     long_convolution()
+    convolution_of_any_length()
     banded_attention()
     masks_in_buffers()
     convolution_as_csr()
@@ -44,6 +45,22 @@ def long_convolution(channels: int = CHANNELS, ticks: int = TICKS, calls: int | 
     spectrum = torch.fft.rfft(x, size)
     floor = time_call(lambda: (torch.fft.rfft(x, size), torch.fft.irfft(spectrum, size)), 5)
     both(f"long conv K={ticks - 1}", ours, module, [x], SEVERAL, floor, calls)
+
+
+def convolution_of_any_length(
+    channels: int = CHANNELS,
+    taps: int = 1023,
+    lengths: tuple[int, ...] = (16, 1024, TICKS),
+    calls: int | None = None,
+) -> None:
+    """A depthwise convolution along a dimension whose length is free, compiled once, against torch's."""
+    torch.manual_seed(0)
+    module = nn.Conv1d(channels, channels, taps, padding=taps // 2, groups=channels)
+    program = om.convert(module, torch.randn(1, channels, taps), free={"input": {2: "time"}})
+    ours = om.compile(program, measure=False, prove=False)
+    for length in lengths:
+        x = torch.randn(1, channels, length)
+        both(f"conv K={taps}, length {length} of any", ours, module, [x], 1.0, None, calls)
 
 
 class Banded(nn.Module):

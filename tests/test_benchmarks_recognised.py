@@ -16,6 +16,7 @@ def recognised(monkeypatch, request):
     ("case", "options"),
     [
         ("long_convolution", {"channels": 2, "ticks": 64}),
+        ("convolution_of_any_length", {"channels": 2, "taps": 601, "lengths": (4, 700)}),
         ("banded_attention", {"ticks": 256, "band": 16}),
         ("masks_in_buffers", {"ticks": 256, "band": 16}),
         ("convolution_as_csr", {"side": 14, "batch": 2}),
@@ -24,7 +25,7 @@ def recognised(monkeypatch, request):
 def test_every_case_checks_itself_and_prints_both_directions(recognised, case, options, capsys):
     getattr(recognised, case)(**options, calls=1)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == (4 if case in ("convolution_as_csr", "masks_in_buffers") else 2)
+    assert len(lines) == (2 if case in ("long_convolution", "banded_attention") else 4)
     assert all("× floor" in line and "met" in line for line in lines)
 
 

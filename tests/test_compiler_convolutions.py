@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import onematrix as om
-from onematrix.compiler.convolution_code import is_long, is_short
+from onematrix.compiler.convolution_code import ALONE, is_long, is_short, long_from
 from onematrix.compiler.form import Form
 from onematrix.compiler.module import Compiled
 from onematrix.structures.convolution import Convolution
@@ -141,3 +141,104 @@ def test_uneven_padding_is_the_definitions(a, form):
     x = normal(2, *parts["x"], seed=2)
     torch.testing.assert_close(compiled(x).flatten(1), x.flatten(1) @ a.to_dense().mT, rtol=1e-9, atol=1e-9)
     assert ("_matmul" in compiled.text) is (a.mode != "zeros")
+
+
+FREE = {
+    "causal": Convolution(normal(8, 1, 400), "time", padding="399 0", groups=8),
+    "both sides": Convolution(normal(8, 1, 401), "time", padding="200 200", groups=8),
+    "dilated": Convolution(normal(16, 1, 150), "time", padding="447 0", dilation="3", groups=16),
+    "channels mixed": Convolution(normal(3, 2, 600), "time", padding="300 299"),
+    "uneven": Convolution(normal(8, 1, 400), "time", padding="399 7", groups=8),
+}
+
+
+def program_of(a):
+    parts = {"x": (a.channels, *a.sizes), "y": (a.weight.shape[0], *a.output_sizes)}
+    return om.Program(om.Step(om.BlockMatrix({("y", "x"): a}, parts)), ["x"], ["y"])
+
+
+@pytest.fixture
+def uses_fft(monkeypatch):
+    calls = []
+    rfft = torch.fft.rfft
+    monkeypatch.setattr(torch.fft, "rfft", lambda *arguments: calls.append(1) or rfft(*arguments))
+
+    def uses(module, x):
+        calls.clear()
+        module(x)
+        return bool(calls)
+
+    return uses
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_convolutions_of_any_length_mean_the_same_at_each(name):
+    a, compiled = FREE[name], om.compile(program_of(FREE[name]), prove=False)
+    least = long_from(a)
+    alone = long_from(a, ALONE) or 2 * least
+    assert 1 < least < alone
+    for length in (1, 2, least - 1, least, alone):
+        x = normal(2, a.channels, length).requires_grad_()
+        weight = compiled.get_parameter("blocks.y.x.weight")
+        got = compiled(x)
+        if length < 40:
+            wanted = x.flatten(1) @ a.at(time=length).to_dense().mT
+            torch.testing.assert_close(got.flatten(1), wanted, rtol=1e-9, atol=1e-9)
+        full = torch.nn.functional.pad(x, a.paddings[0])
+        native = torch.conv1d(full, weight, None, 1, 0, a.dilations[0], a.groups)
+        torch.testing.assert_close(got, native, rtol=1e-9, atol=1e-9)
+        slopes = [torch.autograd.grad(y.sin().sum(), (x, weight)) for y in (got, native)]
+        torch.testing.assert_close(*slopes, rtol=1e-8, atol=1e-8)
+
+
+def test_a_free_length_is_transformed_where_that_pays(uses_fft):
+    """From one length on with gradients, from a larger one without."""
+    a = FREE["causal"]
+    compiled = om.compile(program_of(a), prove=False)
+    least, alone = long_from(a), long_from(a, ALONE)
+    places = {
+        length: normal(2, a.channels, length) for length in (least - 1, least, alone - 1, alone, 2 * alone)
+    }
+    with_gradients = {length: uses_fft(compiled, x) for length, x in places.items()}
+    assert with_gradients == {length: length >= least for length in places}
+    with torch.no_grad():
+        without = {length: uses_fft(compiled, x) for length, x in places.items()}
+    assert without == {length: length >= alone for length in places}
+    program = program_of(a)
+    refused = Compiled(program, program, Form(spectral=False))
+    assert not uses_fft(refused, places[alone])
+    assert "apply_wire" not in refused.text
+
+
+def test_few_taps_of_a_free_length_are_never_transformed():
+    a = Convolution(normal(8, 1, 9), "time", padding="8 0", groups=8)
+    assert long_from(a) is None
+    compiled = om.compile(program_of(a), prove=False)
+    assert "torch.conv1d" in compiled.text
+    x = normal(2, 8, 20)
+    wanted = x.flatten(1) @ a.at(time=20).to_dense().mT
+    torch.testing.assert_close(compiled(x).flatten(1), wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_converted_convolution_of_any_length_asks_the_interpreter_nothing():
+    module = nn.Conv1d(8, 8, 401, padding=200, groups=8).double()
+    program = om.convert(module, normal(2, 8, 50), free={"input": {2: "time"}})
+    compiled = om.compile(program)
+    assert "apply_wire" not in compiled.text
+    assert "module._run" not in compiled.text
+    for length in (1, 30, 700):
+        x = normal(2, 8, length)
+        torch.testing.assert_close(compiled(x), module(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(compiled(normal(0, 8, 700)), module(normal(0, 8, 700)))
+
+
+def test_a_convolution_of_any_length_is_exported_and_compiled():
+    module = nn.Conv1d(8, 8, 401, padding=200, groups=8).double()
+    compiled = om.compile(om.convert(module, normal(2, 8, 50), free={"input": {2: "time"}}), prove=False)
+    time = torch.export.Dim("time", min=2, max=4000)
+    exported = torch.export.export(compiled, (normal(2, 8, 50),), dynamic_shapes={"inputs": ({2: time},)})
+    graph = torch.compile(compiled, fullgraph=True, backend="eager", dynamic=True)
+    for length in (20, 900):
+        x = normal(2, 8, length)
+        for run in (exported.module(), graph):
+            torch.testing.assert_close(run(x), module(x), rtol=1e-9, atol=1e-9)

@@ -38,12 +38,13 @@ class Constant:
 
 @dataclass
 class Terms:
-    """The terms of one sum by what they are; ratios are numbers."""
+    """The terms of one sum by what they are; ratios are numbers. made: variables made for this sum alone."""
 
     dense: list[tuple[float, str, Var]] = field(default_factory=list)  # weight (m, n)
     scaled: list[tuple[float, str, Var]] = field(default_factory=list)  # vector (n,)
     plain: list[tuple[float, Var]] = field(default_factory=list)
     vectors: list["Constant"] = field(default_factory=list)
+    made: set[str] = field(default_factory=set)
     number: float = 0.0
 
 
@@ -187,6 +188,26 @@ class Products:
         bias = self.bias(terms, (CHANNELS, a.weight.shape[0])) or ", None"
         return convolution_text(a, x, self.tensor(a.weight), bias, self.form, self.code)
 
+    def free_convolution(self, wire: Wire, value: Var) -> str | None:
+        """A convolution along a dimension of any length, the last of a part; None where the wire is none."""
+        ratio, a = unscaled(self.program.structures[wire.slot])
+        if not isinstance(a, Convolution) or not wire.named or wire.classes is not None:
+            return None
+        source = self.program.parts[wire.column]
+        if a.dimensions != 1 or source.shape != (a.channels, a.height):
+            return None
+        return self.convolved(a, self.text(value), ratio, wire, source, Terms())
+
+    def free_channels(self, wire: Wire) -> str | None:
+        """A constant with one number per channel, at every place of a dimension of any length."""
+        ratio, a = unscaled(self.program.structures[wire.slot])
+        if wire.column != ONE or not wire.named or ratio != 1 or wire.spread or wire.tail is None:
+            return None
+        constant = self.channel(a, wire.tail)
+        if constant is None or len(wire.tail) != 2:
+            return None
+        return f"{constant.shaped}.expand(1, {', '.join(size_text(size, self.sizes) for size in wire.tail)})"
+
     def per_channel(self, a: PerAxis, x: str, ratio: float, wire: Wire, source: Part) -> str | None:
         """A factor per channel, the first axis of a part of several, in whatever layout the part is."""
         if a.order or len(a.axes) != 2 or wire.kept or wire.spread or wire.tail != source.shape:
@@ -220,9 +241,13 @@ class Products:
 
     def general(self, wire: Wire, env: dict[str, Var]) -> Var:
         """One block as the interpreter applies it."""
+        if (text := self.free_channels(wire)) is not None:
+            return self.code.let(text, True, True, False)
         value = self.value(wire.column, env)
         if wire.passes:
             return value
+        if (text := self.free_convolution(wire, value)) is not None:
+            return self.code.let(text, value.single)
         text = f"apply_wire({self.code.constant(wire)}, {self.text(value)}, {self.run()})"
         return self.code.let(text, value.single, True, False)
 

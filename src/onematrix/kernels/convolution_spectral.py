@@ -46,6 +46,34 @@ def spectral_convolution(
     return y if bias is None else y + bias[:, None]
 
 
+def convolution_by_length(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: tuple[int, int],
+    dilation: int,
+    groups: int,
+    least: int,
+    alone: int | None = None,
+) -> Tensor:
+    """The same, by FFT for x of at least so many places and by torch's convolution below, and when exported.
+
+    least: where gradients follow; alone: where none do, None: never.
+
+    >>> x, w = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[1.0, 10.0]]])
+    >>> convolution_by_length(x, w, None, (0, 0), 1, 1, least=4)
+    tensor([[[21., 32.]]])
+    """
+    trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    places = least if trains else alone
+    if not torch.compiler.is_exporting() and places is not None and x.shape[2] >= places:
+        return spectral_convolution(x, weight, bias, padding, dilation, groups)
+    before, after = padding
+    if before != after:
+        x, before = functional.pad(x, padding), 0
+    return torch.conv1d(x, weight, bias, 1, before, dilation, groups)
+
+
 Options = tuple[tuple[int, int], int, int]
 
 
