@@ -206,7 +206,7 @@ def both(
 ) -> None:
     """Two rows: forward, and forward with all gradients; after outputs and gradients were compared."""
     free = [x.clone().requires_grad_() for x in inputs]
-    weight = torch.randn_like(peer(*inputs))
+    weight = torch.randn(peer(*inputs).shape)  # batch outermost, whatever layout the peer's own output has
     for a, b in zip(gradients(ours, free, weight), gradients(peer, free, weight), strict=False):
         require_close(f"{name}: gradient", a, b.reshape(a.shape), 1e-4)
     with torch.no_grad():
