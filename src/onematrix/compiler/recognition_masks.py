@@ -5,7 +5,6 @@ weights alone decide is computed; one that is true, or 0 and else −∞, exactl
 rows that compare positions, which `masks` reads where attention meets them. Nothing is taken on tolerance.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import count
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from onematrix.compiler.attention import find_attention
 from onematrix.compiler.canonical import IDENTITY
-from onematrix.compiler.graph import Given, Graph, Row, Sum, Term, Value, operands
+from onematrix.compiler.constants import evaluate, fixed_values
+from onematrix.compiler.graph import Graph, Row, Sum, Term, Value, operands
 from onematrix.compiler.masks import HIDDEN, Band
 from onematrix.compiler.pipeline import lower
 from onematrix.compiler.products import count_uses
@@ -25,7 +25,6 @@ from onematrix.compiler.writing import write_program
 from onematrix.kernels.banded_attention import choose_block
 from onematrix.programs.activations import Activation
 from onematrix.programs.block_matrix import Block
-from onematrix.programs.interpreter import interpret
 from onematrix.programs.joins import Join
 from onematrix.programs.part import Part
 from onematrix.programs.program import Program
@@ -45,7 +44,7 @@ def recognise_masks(program: Program) -> Program:
     if not any(isinstance(v, Row) and v.activation.name in SOFTMAX for v in graph.values()):
         return program
     found = _constants(graph)
-    tensors = _evaluate(graph, found, program) if found else []
+    tensors = evaluate(graph, found, program)
     new = [_written(row, value) for row, value in zip(found, tensors, strict=True)]
     masks: dict[int, Value] = {id(old): row for old, row in zip(found, new, strict=True) if row is not None}
     if not masks:
@@ -77,35 +76,14 @@ def find_band(shown: Tensor) -> Band | None:
 
 def _constants(graph: Graph) -> list[Row]:
     """Rows of at least two dimensions that depend on no input, and are read by one that does."""
-    fixed = {id(graph.one)}
-    found: dict[int, Row] = {}
-    for value in graph.values():
-        below = operands(value)
-        if isinstance(value, Row) and _plain(value.part) and all(id(v) in fixed for v in below):
-            fixed.add(id(value))
-        else:
-            found |= {id(v): v for v in below if isinstance(v, Row) and id(v) in fixed}
+    fixed = fixed_values(graph)
+    read = [v for value in graph.values() if id(value) not in fixed for v in operands(value)]
+    found = {id(v): v for v in read if isinstance(v, Row) and id(v) in fixed}
     return [row for row in found.values() if _shaped(row.part)]
-
-
-def _plain(part: Part) -> bool:
-    return part.kind == "real" and all(isinstance(size, int) for size in part.shape)
 
 
 def _shaped(part: Part) -> bool:
     return part.dtype in (None, "bool") and len(part.shape) > 1 and 1 not in part.shape[-2:]
-
-
-def _evaluate(graph: Graph, rows: Sequence[Row], program: Program) -> list[Tensor]:
-    """What the rows are."""
-    blank = Given("blank", Part((1,)), "input")
-    outputs = {f"value{number}": row for number, row in enumerate(rows)}
-    parts = {name: row.part for name, row in outputs.items()}
-    small = write_program(Graph((blank,), tuple(outputs.items()), graph.one, parts))
-    some = next(iter(program.parameters.values()), torch.zeros(1))
-    with torch.no_grad():
-        values = interpret(small, torch.zeros(1, 1, dtype=program.dtype, device=some.device))
-    return [value[0] for value in (values if isinstance(values, tuple) else (values,))]
 
 
 def _bands(program: Program) -> int:

@@ -119,7 +119,9 @@ class Rows(Products):
         ):
             terms.plain.append((1.0, self.general(wire, env)))
         elif not wire.plain:
-            terms.plain.append((1.0, self.shaped(wire, ratio, a, terms, env)))
+            made = self.shaped(wire, ratio, a, terms, env)
+            terms.made.add(made.text)
+            terms.plain.append((1.0, made))
         elif isinstance(a, Identity):
             terms.plain.append((ratio, self.value(wire.column, env)))
         elif isinstance(a, Dense):
@@ -213,7 +215,8 @@ class Rows(Products):
         if x.norm is not None:
             x = Var(self.text(x), x.single)
         if value is None and ratio == 1:
-            return Var(x.text, x.single, x.foreign, merged=x.merged)
+            own = x.fresh and x.text in terms.made
+            return Var(x.text, x.single, x.foreign, own, merged=x.merged, view=own and x.view)
         if value is None and terms.number:
             number, terms.number = terms.number, 0.0
             text = f"{number!r} - {x.text}" if ratio == -1 else f"{x.text} * {ratio!r} + {number!r}"
