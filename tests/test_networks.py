@@ -316,3 +316,9 @@ def test_sequences_of_no_ticks_keep_the_state():
 def test_unknown_activation_is_named():
     with pytest.raises(ProgramError, match="activation 'swoosh' is unknown"):
         mlp([2, 3, 2], activation="swoosh")
+
+
+@pytest.mark.parametrize("build", [lambda n: mlp([2] * (n + 1)), lambda n: residual(2, n)])
+def test_a_step_of_a_deep_network_holds_its_own_parts_alone(build):
+    widest = max(len(step.matrices[0].parts) for step in build(40).schedule.body)
+    assert widest <= 4, "of all parts, building would take the square of the number of layers"

@@ -42,7 +42,8 @@ def mlp(
         if bias is not None:
             blocks[f"x{i}", ONE] = Column(bias.contiguous())
         last = i == len(pairs)
-        steps.append(Step(BlockMatrix(blocks, parts), activations=None if last else {f"x{i}": activation}))
+        own = {name: parts[name] for name in (f"x{i - 1}", f"x{i}")}  # of all, it would take L² time and memory
+        steps.append(Step(BlockMatrix(blocks, own), activations=None if last else {f"x{i}": activation}))
     return Program(Seq(*steps), ["x0"], [f"x{len(pairs)}"])
 
 
@@ -69,12 +70,13 @@ def residual(
     ]
     steps = []
     for i, (W, V) in enumerate(pairs, start=1):
-        steps.append(Step(BlockMatrix({(f"u{i}", f"h{i - 1}"): W}, parts), activations={f"u{i}": activation}))
+        own = {name: parts[name] for name in (f"h{i - 1}", f"u{i}", f"h{i}")}
+        steps.append(Step(BlockMatrix({(f"u{i}", f"h{i - 1}"): W}, own), activations={f"u{i}": activation}))
         grid: dict[tuple[str, str], Structure] = {
             (f"h{i}", f"h{i - 1}"): Identity(width),
             (f"h{i}", f"u{i}"): V,
         }
-        steps.append(Step(BlockMatrix(grid, parts)))
+        steps.append(Step(BlockMatrix(grid, own)))
     return Program(Seq(*steps), ["h0"], [f"h{layers}"])
 
 
