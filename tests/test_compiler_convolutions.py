@@ -41,8 +41,8 @@ def images():
 CASES = {
     "long": (lambda: nn.Conv1d(16, 16, 401, padding=200, groups=16), (2, 16, 400), "spectral_convolution"),
     "long, channels mixed": (lambda: nn.Conv1d(4, 6, 900, padding=450), (2, 4, 900), "spectral_convolution"),
-    "long and causal": (lambda: Causal(16, 300), (2, 16, 300), "spectral_convolution"),
-    "long and dilated": (lambda: Causal(32, 100, 3), (2, 32, 400), "spectral_convolution"),
+    "long and causal": (lambda: Causal(16, 300), (2, 16, 300), "convolution_by_length"),
+    "long and dilated": (lambda: Causal(32, 100, 3), (2, 32, 400), "convolution_by_length"),
     "short": (lambda: nn.Conv1d(6, 6, 3, padding=1, groups=6), (2, 6, 50), "shifted_convolution"),
     "short and causal": (lambda: Causal(6, 4, 2), (2, 6, 50), "shifted_convolution"),
     "strided": (lambda: nn.Conv1d(6, 6, 3, stride=2, groups=6), (2, 6, 50), None),
@@ -79,9 +79,10 @@ def text_of(name, form):
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernels_run_where_they_are_asked_for(name):
     word = CASES[name][2]
-    forms = {"spectral_convolution": FORMS[0], "shifted_convolution": FORMS[2], "channels_last": FORMS[3]}
+    spectral = ("spectral_convolution", "convolution_by_length")  # always, and where gradients follow
+    forms = dict.fromkeys(spectral, FORMS[0]) | {"shifted_convolution": FORMS[2], "channels_last": FORMS[3]}
     for kernel, form in forms.items():
-        other = Form(spectral=False) if kernel == "spectral_convolution" else Form()
+        other = Form(spectral=False) if kernel in spectral else Form()
         assert (kernel in text_of(name, form)) is (kernel == word)
         assert kernel not in text_of(name, other)
 

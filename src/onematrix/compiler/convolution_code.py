@@ -24,7 +24,7 @@ def convolution_text(a: Convolution, x: str, weight: str, bias: str, form: Form,
     one = a.dimensions == 1 and a.strides == [1] and (a.mode == "zeros" or a.paddings == [(0, 0)])
     if one and form.spectral and (least := long_from(a)) is not None:
         options = f"{x}, {weight}{bias}, {a.paddings[0]}, {a.dilations[0]}, {a.groups}"
-        if isinstance(a.height, int):
+        if isinstance(a.height, int) and is_long(a, ALONE):
             return f"{code.constant(spectral_convolution)}({options})"
         return f"{code.constant(convolution_by_length)}({options}, {least}, {long_from(a, ALONE)})"
     if one and not form.whole_kernels and is_short(a):
