@@ -101,8 +101,8 @@ def test_the_sru_is_one_product_and_one_kernel():
     assert net.text.count("linear(") == 1
     assert "for " not in net.text
     (loop,) = [k for k in net._emitted[False].constants.values() if type(k).__name__ == "ElementwiseLoop"]
-    assert sum(line[0] == "activation" for line in loop.code) == 1
-    assert sum(line[0] == "mul" for line in loop.code) == 3  # v ∘ c, f ∘ c, (1 − f) ∘ w
+    assert sum(line[0] == "activation" for line in loop.code) == 2
+    assert sum(line[0] == "mul" for line in loop.code) == 6  # v ∘ c, f ∘ c, (1 − f) ∘ w and r's three
 
 
 # The choice.

@@ -10,9 +10,11 @@ import onematrix as om
 from onematrix.compiler.pipeline import Trace, lower
 from onematrix.networks import sru
 from onematrix.networks.examples import examples, in_double
+from onematrix.networks.recurrent import over_time
 from onematrix.programs.interpreter import interpret, interpret_with_state
 from onematrix.programs.schedule import Loop, walk
 from onematrix.structures.dense import Dense
+from onematrix.structures.diagonal import Diagonal
 from onematrix.structures.identity import Identity, scale
 from random_programs import random_program
 from test_programs_random import SIZES, as_tuple, gradients, inputs_of
@@ -101,6 +103,31 @@ def test_the_matrix_sru_lowers_to_its_equations(form):
     dense_outside = [b for b in inside if isinstance(b.structure, Dense) and b.on == "last"]
     assert len(dense_outside) == 3, "each dense product is one product over all ticks"
     assert len(loop.carry.rows) == 1
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_elementwise_outputs_stay_in_an_elementwise_loop_and_their_products_leave_it(mixes):
+    """c ← v c + x, h = tanh(c) c, y = W h; with mixes the state is not elementwise, and h leaves too."""
+    g = torch.Generator().manual_seed(0)
+    W, U = (Dense(torch.randn(3, 3, generator=g, dtype=torch.float64)) for _ in range(2))
+    own = U if mixes else Diagonal(torch.randn(3, generator=g, dtype=torch.float64))
+    parts = {"x": 3, "c_prev": 3, "c": 3, "t": 3, "h": 3, "y": 3}
+    gate = [om.BlockMatrix({("h", name): Identity(3)}, parts) for name in ("t", "c")]
+    body = om.Seq(
+        om.Step(om.BlockMatrix({("c", "c_prev"): own, ("c", "x"): Identity(3)}, parts)),
+        om.Step(om.BlockMatrix({("t", "c"): Identity(3)}, parts), activations={"t": "tanh"}),
+        om.Step(*gate),
+        om.Step(om.BlockMatrix({("y", "h"): W}, parts)),
+    )
+    loop = over_time(body, {"x": 3}, {"ys": ("y", 3)}, {"c_prev": ("c", 3, "c0")}, parts)
+    program = om.Program(loop, ["inputs", "c0"], ["ys"])
+    lowered = lower(program)
+    (inner,) = [node for node in walk(lowered.schedule) if isinstance(node, Loop)]
+    inside = [row for node in walk(inner.body) if isinstance(node, om.Step) for row in node.rows]
+    assert sum(row.activation.name == "tanh" for row in inside) == (not mixes)
+    dense = [b for row in inside for terms in row.sums for _, b in terms if isinstance(b.structure, Dense)]
+    assert len(dense) == mixes, "W is one product over all ticks"
+    check_meaning(program, lowered, inputs_for(program, 4))
 
 
 @pytest.mark.parametrize("times", [4, 5, 9, 100])

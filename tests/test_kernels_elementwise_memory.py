@@ -76,12 +76,13 @@ def test_gradients_take_memory_for_what_is_wanted_alone_and_lie_as_their_series(
         assert [g.stride() for g in backward()] == [leaf.stride() for leaf in leaves]
 
 
-def test_the_matrix_sru_with_gradients_takes_less_memory_than_its_equations():
-    """Products one by one. Were c kept before every tick and again after it, it would take 1.007 of them."""
+@pytest.mark.parametrize("merge", [True, False])
+def test_the_matrix_sru_with_gradients_takes_less_memory_than_its_equations(merge):
+    """Kept are the gates' pre-activations, the course of c and h: r, 1 − r and c before every tick are not."""
     pytest.importorskip("numba")
     n, batch, ticks = 32, 4, 48
     program = sru(n, "14", generator=torch.Generator().manual_seed(0))
-    ours = Compiled(program, lower(program), Form(merge=False))
+    ours = Compiled(program, lower(program), Form(merge=merge))
     x, c = torch.randn(batch, ticks, n), torch.zeros(batch, n)
     weights = {k: w.detach().clone().requires_grad_() for k, w in sru_weights(program).items()}
     leaves, theirs = [p for p in ours.parameters() if p.requires_grad], list(weights.values())

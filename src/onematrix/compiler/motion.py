@@ -1,10 +1,12 @@
 """Loops: what does not depend on the state is computed for all ticks at once, before or after the loop.
 
 Hoisting: the part of a row that reads the inputs alone becomes one product over all ticks. Sinking: what the
-state does not need is computed from the stacked state. Both leave in the loop what is carried.
+state does not need is computed from the stacked state. Both leave in the loop what is carried; where all of that
+is elementwise the loop is one kernel, and elementwise outputs stay: they cost it less than stacks to read again.
 """
 
 from onematrix.compiler.canonical import IDENTITY
+from onematrix.compiler.elementwise_rows import kept_elementwise
 from onematrix.compiler.graph import (
     Given,
     Graph,
@@ -167,6 +169,7 @@ class _Sink:
         self.region = region
         self.body = Body(region)
         self.needed = {id(v) for v in postorder([c.out for c in region.carries])}
+        self.kept = kept_elementwise(self.body, self.needed)
         self.lift = Lift(self.body, region.header.length, self._leaf)
         self.more: list[Output] = []
         self.stacks: dict[int, Given] = {}
@@ -178,7 +181,8 @@ class _Sink:
 
     def _sunk(self, output: Output) -> Value | None:
         value = output.value
-        if not isinstance(value, Row) or id(value) in self.needed or id(value) not in self.body.varying:
+        stays = id(value) in self.needed or id(value) in self.kept or id(value) not in self.body.varying
+        if not isinstance(value, Row) or stays:
             return None
         if output.part.shape != (self.region.header.length, *value.part.shape):
             return None
@@ -195,7 +199,8 @@ class _Sink:
                 series_of(value, str(self.region.header.over)) if self.region.header.ticks is None else None
             )
         carried = isinstance(value, Given) and value.role == "carried"
-        if not carried and (id(value) not in self.needed or not isinstance(value, Row | Result)):
+        stays = id(value) in self.needed or id(value) in self.kept
+        if not carried and not (stays and isinstance(value, Row | Result)):
             return None
         if value.part.kind != "real" or id(value) not in self.body.inner:
             return None
