@@ -13,7 +13,7 @@ from onematrix.compiler.masks import HIDDEN, Band, Masks
 from onematrix.compiler.products import unscaled
 from onematrix.programs.joins import contraction_axes
 from onematrix.programs.program import Program
-from onematrix.programs.wiring import Wire, Wired, WiredLoop, WiredRow, WiredSeq, WiredStep
+from onematrix.programs.wiring import Wire, Wired, WiredRow, WiredSeq, WiredStep, every_row
 from onematrix.structures.identity import Identity
 
 Axes = tuple[tuple[int, ...], int, int]
@@ -60,7 +60,7 @@ class Attention:
 
 def find_attention(program: Program, uses: dict[str, int], bands: bool = True) -> dict[str, Attention]:
     """Result part → attention, and each inner part → the same. bands: masks that are known are used as such."""
-    every = _rows(program.wiring)
+    every = every_row(program.wiring)
     rows = {row.part: row for row in every}
     written = Counter(row.part for row in every)
     once = {name: row for name, row in rows.items() if written[name] == 1 and name not in program.inputs}
@@ -121,14 +121,6 @@ def _loop_reads(wired: Wired) -> set[str]:
     own = {wire.column for row in maps for wires in row.sums for wire in wires}
     valid = {wired.loop.valid} if wired.loop.valid is not None else set()
     return own | valid | _loop_reads(wired.body)
-
-
-def _rows(wired: Wired) -> list[WiredRow]:
-    if isinstance(wired, WiredStep):
-        return list(wired.rows)
-    if isinstance(wired, WiredSeq):
-        return [row for child in wired.body for row in _rows(child)]
-    return _rows(wired.body) if isinstance(wired, WiredLoop) else []
 
 
 def _pattern(row: WiredRow) -> tuple[list[list[str]], list[str]] | None:
@@ -305,7 +297,7 @@ def _match(
 
 def held_back(program: Program, found: Mapping[str, Attention], uses: Mapping[str, int]) -> dict[str, float]:
     """Queries and keys that are a ratio times something for their attention alone, which takes the ratio itself."""
-    rows = {row.part: row for row in _rows(program.wiring)}
+    rows = {row.part: row for row in every_row(program.wiring)}
     ratios: dict[str, float] = {}
     for attention in found.values():
         for name in scaled_parts(attention):
@@ -326,7 +318,7 @@ def scaled_parts(attention: Attention) -> list[str]:
 
 def refused_attention(program: Program, found: Mapping[str, Attention]) -> list[str]:
     """Of every product with a softmax that is no attention of torch's kernel, a line."""
-    rows = {row.part: row for row in _rows(program.wiring)}
+    rows = {row.part: row for row in every_row(program.wiring)}
     lines = []
     for row in rows.values():
         if _pattern(row) is None or row.part in found:

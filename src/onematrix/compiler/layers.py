@@ -10,7 +10,7 @@ from onematrix.compiler.rows import Rows
 from onematrix.kernels.dense_layers import IN_PLACE, run_dense_layers
 from onematrix.programs.part import ONE
 from onematrix.programs.program import Program
-from onematrix.programs.wiring import Wire, Wired, WiredLoop, WiredRow, WiredSeq
+from onematrix.programs.wiring import Wire, WiredRow, every_row
 from onematrix.structures.column import Column
 from onematrix.structures.dense import Dense
 
@@ -35,8 +35,8 @@ def find_layers(
 
     taken: wires, by id, that stand in products of several rows.
     """
-    written = Counter(row.part for row in _rows(program.wiring, True))
-    rows = [row for row in _rows(program.wiring, False) if written[row.part] == 1]
+    written = Counter(row.part for row in every_row(program.wiring))
+    rows = [row for row in every_row(program.wiring, loops=False) if written[row.part] == 1]
     found = {row.part: layer for row in rows if (layer := _layer(program, row, taken))}
     follows = {a.source: a for a in found.values() if a.source in found and uses.get(a.source) == 1}
     chains = {}
@@ -60,15 +60,6 @@ def emit_layers(layers: list[Layer], rows: Rows, env: Env) -> Var:
     run = rows.code.constant(run_dense_layers)
     text = f"{run}({rows.text(source)}, ({weights}), ({biases}), {activations!r})"
     return rows.code.let(text, source.single, fresh=False)
-
-
-def _rows(wired: Wired, loops: bool) -> list[WiredRow]:
-    """The rows in order, those of loops or without them."""
-    if isinstance(wired, WiredSeq):
-        return [row for child in wired.body for row in _rows(child, loops)]
-    if isinstance(wired, WiredLoop):
-        return _rows(wired.body, loops) if loops else []
-    return list(wired.rows)
 
 
 def _layer(program: Program, row: WiredRow, taken: Mapping[int, object]) -> Layer | None:

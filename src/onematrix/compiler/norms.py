@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 from onematrix.compiler.code import Var
 from onematrix.compiler.products import unscaled
-from onematrix.compiler.recurrences import NoMatch, rows_of
 from onematrix.compiler.rows import Rows
 from onematrix.programs.part import ONE
 from onematrix.programs.program import Program
-from onematrix.programs.wiring import Wire, Wired, WiredLoop, WiredRow, WiredSeq
+from onematrix.programs.wiring import Wire, WiredRow, every_row
 from onematrix.structures.averaging import Mean
 from onematrix.structures.base import Structure
 from onematrix.structures.identity import Identity, Ones
@@ -36,23 +35,12 @@ class Norm:
 
 def find_norms(program: Program, uses: Mapping[str, int]) -> dict[str, Norm]:
     """Result part → its norm."""
-    every = _rows(program.wiring)
+    every = every_row(program.wiring)
     written = Counter(row.part for row in every)
     rows = {row.part: row for row in every if written[row.part] == 1 and row.part not in program.inputs}
     finder = _Finder(program, rows, uses)
     norms = (finder.norm(row) for row in rows.values())
     return {norm.result: norm for norm in norms if norm is not None}
-
-
-def _rows(wired: Wired) -> list[WiredRow]:
-    if isinstance(wired, WiredSeq):
-        return [row for child in wired.body for row in _rows(child)]
-    if isinstance(wired, WiredLoop):
-        return _rows(wired.body)
-    try:
-        return rows_of(wired)
-    except NoMatch:
-        return []
 
 
 def emit_norm(norm: Norm, rows: Rows, env: Env) -> Var:

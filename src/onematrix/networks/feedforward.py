@@ -42,7 +42,9 @@ def mlp(
         if bias is not None:
             blocks[f"x{i}", ONE] = Column(bias.contiguous())
         last = i == len(pairs)
-        own = {name: parts[name] for name in (f"x{i - 1}", f"x{i}")}  # of all, it would take L² time and memory
+        own = {
+            name: parts[name] for name in (f"x{i - 1}", f"x{i}")
+        }  # of all, it would take L² time and memory
         steps.append(Step(BlockMatrix(blocks, own), activations=None if last else {f"x{i}": activation}))
     return Program(Seq(*steps), ["x0"], [f"x{len(pairs)}"])
 

@@ -191,6 +191,15 @@ class _Wirer:
         )
 
 
+def every_row(wired: Wired, loops: bool = True) -> list[WiredRow]:
+    """The rows in order, those inside loops (loops=False: without them)."""
+    if isinstance(wired, WiredSeq):
+        return [row for child in wired.body for row in every_row(child, loops)]
+    if isinstance(wired, WiredLoop):
+        return every_row(wired.body, loops) if loops else []
+    return list(wired.rows)
+
+
 def _peeled(part: Part, size: Size | None) -> Part:
     return part if size is None else part.peel(size) or part
 
