@@ -243,3 +243,19 @@ def test_a_convolution_of_any_length_is_exported_and_compiled():
         x = normal(2, 8, length)
         for run in (exported.module(), graph):
             torch.testing.assert_close(run(x), module(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kept", [5, 1])
+def test_means_are_taken_where_an_image_lies(kept):
+    shape = (3, 4, 5)
+    module = nn.Sequential(nn.AdaptiveAvgPool2d((1, kept)), nn.Tanh()).double()
+    compiled = om.compile(module, normal(2, *shape), measure=False, prove=False)
+    assert ".sum([2]) / 4" in compiled.text
+    assert (".sum([2]) / 5" in compiled.text) == (kept == 1)
+    assert "_matmul" not in compiled.text
+    x = normal(2, *shape, seed=2).requires_grad_()
+    outs = [f(x) for f in (compiled, module)]
+    torch.testing.assert_close(*outs, rtol=1e-12, atol=1e-12)
+    weight = normal(*outs[1].shape, seed=3)
+    slopes = [torch.autograd.grad((y * weight).sum(), x) for y in outs]
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)

@@ -1,5 +1,6 @@
 """Code for products: one block times one value, constants, and merged products."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +13,7 @@ from onematrix.programs.part import ONE, Part
 from onematrix.programs.program import Program
 from onematrix.programs.wiring import Wire
 from onematrix.structures.algebra import Sum, Transposed
+from onematrix.structures.averaging import Mean
 from onematrix.structures.base import Structure
 from onematrix.structures.column import Column
 from onematrix.structures.convolution import Convolution
@@ -154,6 +156,8 @@ class Products:
             return self.code.let(text, value.single)
         if isinstance(a, PerAxis) and (text := self.per_channel(a, x, ratio, wire, source)):
             return self.code.let(text, value.single)
+        if isinstance(a, PerAxis) and (text := self.averaged(a, x, ratio, wire, source)):
+            return self.code.let(text, value.single)
         if wire.flattens:
             x = f"{x}.flatten({1 + wire.kept})"
         if isinstance(a, Dense):
@@ -207,6 +211,19 @@ class Products:
         if constant is None or len(wire.tail) != 2:
             return None
         return f"{constant.shaped}.expand(1, {', '.join(size_text(size, self.sizes) for size in wire.tail)})"
+
+    def averaged(self, a: PerAxis, x: str, ratio: float, wire: Wire, source: Part) -> str | None:
+        """Means along some axes of a part, in whatever layout it is: flattening an image would copy it."""
+        inner = source.shape[wire.kept :]
+        means = [k for k, axis in enumerate(a.axes) if isinstance(axis, Mean)]
+        others = all(isinstance(axis, Mean | Identity) for axis in a.axes)
+        if a.order or not means or not others or wire.spread or wire.named:
+            return None
+        rest = tuple(size for k, size in enumerate(inner) if k not in means)
+        if tuple(axis.shape[1] for axis in a.axes) != inner or not rest or (wire.tail or rest[:1]) != rest:
+            return None
+        number = math.prod(a.axes[k].fixed_shape[1] for k in means)
+        return times(ratio, f"{x}.sum({[1 + wire.kept + k for k in means]}) / {number}")
 
     def per_channel(self, a: PerAxis, x: str, ratio: float, wire: Wire, source: Part) -> str | None:
         """A factor per channel, the first axis of a part of several, in whatever layout the part is."""
