@@ -194,6 +194,7 @@ def test_a_compiled_module_compiles_to_itself_and_explains(capsys):
     shown = capsys.readouterr().out
     assert "carries: carried" in shown
     assert "products" in shown
+    assert re.search(r"bytes moved +[\d,]+ +[\d,]+", shown)
     assert "linear(" in module.text
 
 

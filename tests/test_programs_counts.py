@@ -183,3 +183,11 @@ def test_axes_of_a_contraction_may_be_free_until_counted():
 
 def dense(m, n):
     return Dense(torch.ones(m, n))
+
+
+def test_numbers_moved_are_what_blocks_read_and_rows_write():
+    assert mlp([3, 4, 2]).counts().work.moved == (3 + 1 + 4) + (4 + 1 + 2)  # input, one, row
+    ticks = elman(3, 4)
+    once, many = (ticks.counts(time=t).work.moved for t in (1, 5))
+    tick = (many - once) / 4
+    assert tick == 3 + (3 + 4 + 1 + 4) + 4 + 4  # fed; the row reads x, h and one and writes h; output; state

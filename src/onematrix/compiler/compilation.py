@@ -123,7 +123,7 @@ def _differs(plain: Compiled, question: str) -> bool:
 
 
 def explanation(program: Program, compiled: Compiled, trace: Trace, notes: list[str]) -> str:
-    """What each pass did, products, multiply-adds and joined numbers before and after, and what was refused."""
+    """What each pass did, products, multiply-adds, bytes … before and after, and what was refused and measured."""
     sizes = dict.fromkeys(program.free_sizes(), 8)
     before, after = program.counts(**sizes).work, compiled.lowered.counts(**sizes).work
     fixed = ", ".join(f"{name} = {size}" for name, size in sizes.items())
@@ -134,6 +134,9 @@ def explanation(program: Program, compiled: Compiled, trace: Trace, notes: list[
     ]
     for what in ("products", "multiply_adds", "activated", "joined"):
         lines.append(f"{what.replace('_', '-'):<16}{getattr(before, what):>14,}{getattr(after, what):>14,}")
+    each = (program.dtype or torch.get_default_dtype()).itemsize
+    bytes_before, bytes_after = (work.moved * each for work in (before, after))
+    lines.append(f"{'bytes moved':<16}{bytes_before:>14,}{bytes_after:>14,}")
     found = [*compiled.notes, *notes]
     return "\n".join([*lines, *(["", *found] if found else [])])
 

@@ -29,7 +29,7 @@ class Work:
     nonzeros: entries of the blocks applied; multiply_adds: of the fast forms and contractions;
     joined, activated: numbers that go through a join or an activation; in_products: the multiply-adds that
     `torch.utils.flop_counter` counts too (as 2 flops): of contractions and of stored matrices, without biases,
-    scales, sums and means.
+    scales, sums and means; moved: numbers that blocks read of their parts and rows write, weights apart.
     """
 
     products: int = 0
@@ -39,6 +39,7 @@ class Work:
     joined: int = 0
     activated: int = 0
     in_products: int = 0
+    moved: int = 0
 
     def __add__(self, other: "Work") -> "Work":
         return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -144,6 +145,7 @@ def _row_work(row: Row, program: Program, sizes: Mapping[str, int]) -> Work:
             one = _block_work(None if own else target, program.parts[column], block, sizes)
             work = work + (replace(one, in_products=0) if column == ONE else one)  # a bias is added
     size = evaluate_size(target.features, sizes)
+    work = work + Work(moved=size)
     if row.activation.name != "identity":
         work = work + Work(activated=size)
     if row.join is not None:
@@ -187,17 +189,18 @@ def _map_works(
 def _block_work(target: Part | None, source: Part, block: Block, sizes: Mapping[str, int]) -> Work:
     """One product per leading place the block leaves alone; a bias is added at every place of its target."""
     repeats = _repeats(target, source, block, sizes)
+    read = Work(moved=evaluate_size(source.features, sizes))
     if isinstance(block.structure, Identity):  # of any size, 0 included
-        return Work(products=1, nonzeros=evaluate_size(block.structure.size, sizes)).times(repeats)
+        nonzeros = evaluate_size(block.structure.size, sizes)
+        return Work(products=1, nonzeros=nonzeros).times(repeats) + read
     structure = block.structure.at(**sizes)
     picks = source.kind == "index" and isinstance(
         structure, Dense | Embedding
     )  # columns are picked, not multiplied
     adds = 0 if picks else structure.multiply_adds()
     inner = adds if mixes(structure) else 0
-    return Work(products=1, nonzeros=structure.nonzeros(), multiply_adds=adds, in_products=inner).times(
-        repeats
-    )
+    once = Work(products=1, nonzeros=structure.nonzeros(), multiply_adds=adds, in_products=inner)
+    return once.times(repeats) + read
 
 
 def mixes(structure: Structure) -> bool:
