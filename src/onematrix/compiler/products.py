@@ -215,14 +215,15 @@ class Products:
     def averaged(self, a: PerAxis, x: str, ratio: float, wire: Wire, source: Part) -> str | None:
         """Means along some axes of a part, in whatever layout it is: flattening an image would copy it."""
         inner = source.shape[wire.kept :]
-        means = [k for k, axis in enumerate(a.axes) if isinstance(axis, Mean)]
-        others = all(isinstance(axis, Mean | Identity) for axis in a.axes)
-        if a.order or not means or not others or wire.spread or wire.named:
+        spans = _spans(inner, [axis.shape[1] for axis in a.axes])
+        plain = all(isinstance(axis, Mean | Identity) for axis in a.axes)
+        if a.order or not plain or spans is None or wire.spread or wire.named:
             return None
+        means = [k for axis, span in zip(a.axes, spans, strict=True) if isinstance(axis, Mean) for k in span]
         rest = tuple(size for k, size in enumerate(inner) if k not in means)
-        if tuple(axis.shape[1] for axis in a.axes) != inner or not rest or (wire.tail or rest[:1]) != rest:
+        if not means or not rest or (wire.tail or rest[:1]) != rest:
             return None
-        number = math.prod(a.axes[k].fixed_shape[1] for k in means)
+        number = math.prod(int(inner[k]) for k in means)
         return times(ratio, f"{x}.sum({[1 + wire.kept + k for k in means]}) / {number}")
 
     def per_channel(self, a: PerAxis, x: str, ratio: float, wire: Wire, source: Part) -> str | None:
@@ -303,6 +304,13 @@ class Products:
         if isinstance(a, Ones | Zero):
             terms.number += ratio * isinstance(a, Ones)
             return True
+        if isinstance(a, Sum):
+            own = Terms()
+            inner = [(ratio * r, term) for r, term in map(unscaled, a.terms)]
+            if all(self.constant(r, term, wire, part, own) for r, term in inner):
+                terms.number += own.number
+                terms.vectors += own.vectors
+                return True
         tail = part.shape if wire.tail is None else wire.tail
         if ratio == 1 and (channel := self.channel(a, tail)) is not None:
             terms.vectors.append(channel)
@@ -358,6 +366,19 @@ class Products:
 def dtype_text(part: Part) -> str:
     """The dtype a part is stored in: its own, or that of the run."""
     return "torch.int64" if part.kind == "index" else f"torch.{part.dtype}" if part.dtype else "dtype"
+
+
+def _spans(sizes: Sequence[Size], wanted: Sequence[Size]) -> list[range] | None:
+    """Consecutive dimensions whose sizes multiply to each of the wanted ones; None where they do not."""
+    spans, k = list[range](), 0
+    for size in wanted:
+        start, product = k, 1
+        while product != size:
+            if k == len(sizes) or not isinstance(sizes[k], int):
+                return None
+            product, k = product * int(sizes[k]), k + 1
+        spans.append(range(start, k))
+    return spans if k == len(sizes) else None
 
 
 def times(ratio: float, text: str) -> str:
