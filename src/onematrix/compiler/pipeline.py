@@ -59,7 +59,7 @@ def lower(program: Program, trace: Trace | None = None, verify: bool = False) ->
     >>> from onematrix.networks import sru
     >>> literal = sru(4, "14")
     >>> [literal.counts(time=1).work.products, lower(literal).counts(time=1).work.products]
-    [210, 28]
+    [210, 29]
     """
     trace = Trace() if trace is None else trace
     lowered = lower_once(program, trace, verify)

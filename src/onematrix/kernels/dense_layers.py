@@ -21,7 +21,7 @@ def run_dense_layers(
     >>> run_dense_layers(torch.ones(1, 2), [torch.eye(2), -torch.eye(2)], [None, None], ["relu", "identity"])
     tensor([[-1., -1.]])
     """
-    if x.shape[0] == 1 and not torch.is_autocast_enabled(x.device.type):
+    if x.shape[0] == 1 and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
         return _one_sample(x.reshape(-1), weights, biases, activations)
     for weight, bias, name in zip(weights, biases, activations, strict=True):
         x = linear(x, weight, bias)
