@@ -3,13 +3,11 @@
 from onematrix.compiler.graph import Given, Result, Term, Value
 from onematrix.compiler.lifting import Body
 from onematrix.compiler.places import is_constant, is_one
-from onematrix.kernels.elementwise_code import ACTIVATIONS
+from onematrix.kernels.elementwise_code import ACTIVATIONS, JOINS
 from onematrix.programs.joins import Join
 from onematrix.structures.base import Structure
 from onematrix.structures.diagonal import Diagonal
 from onematrix.structures.identity import Identity, Scaled
-
-JOINS = ("hadamard", "maximum", "minimum", "divide")
 
 
 def kept_elementwise(body: Body, needed: set[int]) -> set[int]:

@@ -80,10 +80,7 @@ class Frozen(Compiled):
     ) -> Tensor | tuple[Tensor, ...]:
         """The outputs of the program. Raises CompileError where its weights were seen to change."""
         self._notice()
-        result: Tensor | tuple[Tensor, ...] = self._function(
-            self, self._bound(), inputs, sizes, seed, None, 0
-        )
-        return result
+        return super().forward(*inputs, seed=seed, sizes=sizes)
 
     def forward_with_state(
         self, *inputs: Tensor, **options: Any

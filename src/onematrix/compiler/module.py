@@ -29,9 +29,7 @@ class Compiled(nn.Module):
     `text` shows the code, `lowered` the program it was made from.
     """
 
-    def __init__(
-        self, source: Program, lowered: Program, form: Form = PLAIN, module: nn.Module | None = None
-    ) -> None:
+    def __init__(self, source: Program, lowered: Program, form: Form = PLAIN) -> None:
         super().__init__()
         self._source, self._lowered, self.form = source, lowered, form
         self._ownership = adopt(self, source.structures, source.parameters)
@@ -39,7 +37,7 @@ class Compiled(nn.Module):
         self._tables, self._first = self._find_tables()
         self._plans = [layout(s, self._places) for s in lowered.structures]
         self._write_functions()
-        self.native = None if module is None else self.find_native(module)
+        self.native: Native | None = None
 
     def find_native(self, module: nn.Module) -> Native | None:
         """The module the program was converted from, over the tensors held here; None where it is no candidate."""

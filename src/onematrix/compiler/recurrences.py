@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 
 from onematrix.compiler.products import Terms, unscaled
 from onematrix.compiler.rows import Rows
-from onematrix.kernels.elementwise_code import ACTIVATIONS, ElementwiseLoop
+from onematrix.kernels.elementwise_code import ACTIVATIONS, JOINS, ElementwiseLoop
 from onematrix.programs.part import ONE, Part
 from onematrix.programs.program import Program
 from onematrix.programs.wiring import Wire, Wired, WiredLoop, WiredRow, WiredSeq, WiredStep
 from onematrix.structures.dense import Dense
 from onematrix.structures.diagonal import Diagonal
 from onematrix.structures.identity import Identity
-
-JOINS = {"hadamard": "mul", "maximum": "maximum", "minimum": "minimum", "divide": "divide"}
 
 
 class NoMatch(Exception):

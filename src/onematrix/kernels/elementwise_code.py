@@ -22,6 +22,12 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "maximum": torch.maximum,
     "minimum": torch.minimum,
 }
+JOINS = {
+    "hadamard": "mul",
+    "maximum": "maximum",
+    "minimum": "minimum",
+    "divide": "divide",
+}  # as lines of code
 WITH_NUMBER: dict[str, Callable[[Tensor, float], Tensor]] = {"scale": torch.mul, "shift": torch.add}
 ACTIVATIONS = (
     *(
