@@ -8,7 +8,7 @@ from onematrix.compiler.code import Code, Var, shape_text, size_text
 from onematrix.compiler.convolution_code import convolution_text
 from onematrix.compiler.form import Form
 from onematrix.compiler.merging import Merge, plan_merges, unscale
-from onematrix.compiler.views import moves, view_text
+from onematrix.compiler.views import moves, shares, view_text
 from onematrix.programs.part import ONE, Part
 from onematrix.programs.program import Program
 from onematrix.programs.wiring import Wire
@@ -167,12 +167,13 @@ class Products:
         else:
             out = times(ratio, f"{self.structure(a)}._matmul({x})")
         grown = isinstance(a, Dense) and bool(wire.kept) and ratio == 1
+        own = ratio != 1 or not shares(a)
         if wire.spread or wire.tail is not None:
             y = self.code.let(out).text
             kept = [size_text(size, self.sizes) for size in source.shape[: wire.kept]]
             tail = [f"{y}.shape[-1]"] if wire.tail is None else [size_text(t, self.sizes) for t in wire.tail]
             out = f"{y}.reshape({', '.join([f'{y}.shape[0]', *['1'] * wire.spread, *kept, *tail])})"
-        return replace(self.code.let(out, value.single), view=grown)
+        return replace(self.code.let(out, value.single, value.foreign and not own, own), view=grown)
 
     def convolved(
         self, a: Convolution, x: str, ratio: float, wire: Wire, source: Part, terms: Terms
@@ -255,7 +256,8 @@ class Products:
             return self.code.let(f"linear({inner}, {self.tensor(a.left)})", value.single)
         if isinstance(a, Transposed) and isinstance(a.inner, Dense):
             return self.code.let(f"{x} @ {self.tensor(a.inner.weight)}", value.single)
-        return self.code.let(f"{self.structure(a)}._matmul({x})", value.single)
+        text, shared = f"{self.structure(a)}._matmul({x})", shares(a)
+        return self.code.let(text, value.single, value.foreign and shared, not shared)
 
     def general(self, wire: Wire, env: dict[str, Var]) -> Var:
         """One block as the interpreter applies it."""
@@ -359,8 +361,6 @@ class Products:
         return self.code.first(
             f"{self.structure(a)}._matmul(torch.ones(1, 1, dtype=dtype, device=device)).view(-1)"
         )
-
-    # Adding up.
 
 
 def dtype_text(part: Part) -> str:

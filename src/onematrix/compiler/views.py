@@ -5,8 +5,17 @@ from collections.abc import Mapping
 from onematrix.compiler.code import size_text
 from onematrix.programs.part import Part
 from onematrix.programs.wiring import Wire
+from onematrix.structures.algebra import (
+    BlockDiagonal,
+    HorizontalStack,
+    Product,
+    Sum,
+    Transposed,
+    VerticalStack,
+)
+from onematrix.structures.averaging import Mean
 from onematrix.structures.base import Structure
-from onematrix.structures.identity import Identity, Ones
+from onematrix.structures.identity import Identity, Ones, Scaled
 from onematrix.structures.per_axis import PerAxis
 from onematrix.structures.window import Window
 
@@ -21,6 +30,24 @@ def moves(a: Structure) -> bool:
             for t in a.axes
         )
     return isinstance(a, Identity)
+
+
+def shares(a: Structure) -> bool:
+    """Whether A x may lie in the memory of x, or in one number read many times: not to be written, nor given away.
+
+    >>> [shares(a) for a in (Window(2, 5, 1), Transposed(Mean(3)), Product(Ones(2, 2), Window(2, 5, 1)))]
+    [True, True, False]
+    """
+    if isinstance(a, PerAxis):
+        repeats = any(isinstance(t, Ones) and t.columns == 1 for t in a.axes)
+        return repeats or all(map(shares, a.axes))
+    if isinstance(a, Transposed):
+        return isinstance(a.inner, Mean | Transposed | PerAxis) or shares(a.inner)
+    if isinstance(a, Sum | BlockDiagonal | VerticalStack | HorizontalStack):
+        return len(a.terms) == 1 and shares(a.terms[0])
+    if isinstance(a, Product | Scaled):
+        return shares(a.left if isinstance(a, Product) else a.inner)
+    return isinstance(a, Identity | Window)
 
 
 def _within(t: Window) -> bool:
