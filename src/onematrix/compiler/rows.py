@@ -6,6 +6,7 @@ from dataclasses import replace
 from onematrix.compiler.code import Var, shape_text
 from onematrix.compiler.products import Products, Terms, dtype_text, times, unscaled
 from onematrix.compiler.views import moves
+from onematrix.kernels.product_sum import add_product
 from onematrix.programs.activations import Activation
 from onematrix.programs.joins import Join, _with_batch
 from onematrix.programs.opaque import Opaque
@@ -178,18 +179,18 @@ class Rows(Products):
         terms.dense = [(r, w, Var(self.text(x), x.single)) for r, w, x in terms.dense]
 
     def _products(self, terms: Terms, flat: bool) -> Var | None:
-        value: Var | None = None
+        base = self._base(terms) if flat and terms.dense else None
+        value, addmm = base, "torch.addmm" if base is None else self.code.constant(add_product)
         for ratio, weight, x in terms.dense:
-            if flat and value is None:
-                value = self._base(terms)
             if value is None:
                 bias = self.bias(terms, None) if ratio == 1 else ""
                 text = f"linear({x.text}, {weight}{bias})"
                 value = replace(self.code.let(times(ratio, text), x.single), view=not flat and ratio == 1)
             elif flat:
                 turned = self.code.first(f"{weight}.t()")
-                alpha = "" if ratio == 1 else f", alpha={ratio!r}"
-                text = f"torch.addmm({value.text}, {x.text}, {turned}{alpha})"
+                name = "alpha" if base is None else "ratio"
+                alpha = "" if ratio == 1 else f", {name}={ratio!r}"
+                text = f"{addmm}({value.text}, {x.text}, {turned}{alpha})"
                 if x.single and not value.single:
                     text = _sum_text(value.text, f"linear({x.text}, {weight})", ratio)
                 value = self.code.let(text, value.single and x.single)

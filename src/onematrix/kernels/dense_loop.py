@@ -44,6 +44,7 @@ def run_dense_loop(
     zero: init is known to be zero, so that the first tick needs no product.
     read: (start, stop) of the features of the final state that are returned, whole slices of activations; without
     gradients and with last_only the others are not computed at the last tick.
+    Under autocast the dtypes may differ: products are computed in its dtype, sums in the wider one, as torch does.
     ticks · B · n² multiply-adds.
 
     >>> ones = torch.ones(3, 1, 1)
@@ -67,7 +68,7 @@ def run_dense_loop(
 
 def _is_autocast(tensor: Tensor) -> bool:
     """Kernels that write into given memory do not take part in autocast; torch's own operations do."""
-    return torch.is_autocast_enabled(tensor.device.type)
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
 
 
 def _check_shapes(inputs: Tensor, weight: Tensor, init: Tensor, valid: Tensor | None) -> None:
@@ -86,7 +87,7 @@ def _check_shapes(inputs: Tensor, weight: Tensor, init: Tensor, valid: Tensor | 
 
 
 def _check_dtypes(inputs: Tensor, weight: Tensor, init: Tensor, valid: Tensor | None) -> None:
-    if not inputs.dtype == weight.dtype == init.dtype:
+    if not inputs.dtype == weight.dtype == init.dtype and not _is_autocast(inputs):
         raise DTypeError(
             f"dense loop: one dtype needed, got inputs {inputs.dtype}, weight {weight.dtype}, init {init.dtype}"
         )

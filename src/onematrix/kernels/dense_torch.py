@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from onematrix.kernels.dense_plan import Activations, DensePlan
+from onematrix.kernels.product_sum import add_product
 from onematrix.programs.activations import RULES
 
 
@@ -19,7 +20,7 @@ def run_dense_by_torch(
         if masks is None and plan.zero and t == plan.order[0]:
             state = states[t] = _activate(fed[t].expand_as(init), plan.activations)
         elif masks is None:
-            state = states[t] = _activate(torch.addmm(fed[t], state, turned), plan.activations)
+            state = states[t] = _activate(add_product(fed[t], state, turned), plan.activations)
         else:
             states[t], state = _chosen_tick(fed[t], state, turned, masks[t], plan.activations)
     final = init.clone() if state is init else state
@@ -43,7 +44,7 @@ def _chosen_tick(
     and not in a product with 0.
     """
     a, s = torch.where(mask, fed, 0.0), torch.where(mask, state, 0.0)
-    new = _activate(torch.addmm(a, s, turned), activations)
+    new = _activate(add_product(a, s, turned), activations)
     return torch.where(mask, new, 0.0), torch.where(mask, new, state)
 
 

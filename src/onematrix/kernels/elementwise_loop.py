@@ -1,5 +1,7 @@
 """A recurrence whose body is elementwise, run over all ticks: by torch operations or by one compiled loop."""
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -41,13 +43,14 @@ def run_elementwise_loop(
     kernel: "torch" runs on any device and dtype; one compiled loop per direction are "numba" on a CPU and
     "triton" on a GPU, which computes a tick in float32 where less is stored; "scan" computes what is linear in
     its carried values for all ticks side by side; None chooses. Derivatives other than the first reverse one
-    always take torch.
+    always take torch. Under autocast the dtypes may differ; the widest is computed in.
 
     >>> import torch
     >>> mean = ElementwiseLoop(1, 0, 1, (("add", 0, 1), ("scale", 2, 0.5)), outputs=(3,), carry=(3,))
     >>> run_elementwise_loop(mean, [torch.ones(3, 1, 1)], [], [torch.zeros(1, 1)])[0][0].flatten()
     tensor([0.5000, 0.7500, 0.8750])
     """
+    series, vectors, init = _in_one_dtype(series, vectors, init)
     sizes = check_inputs(loop, series, vectors, init, valid)
     tensors = (*series, *vectors, *init)
     chosen = _choose(kernel, loop, tensors, sizes)
@@ -57,6 +60,15 @@ def run_elementwise_loop(
         made = run_compiled(loop, tensors, sizes, reverse, valid, overlap, chosen)
         return made[: len(loop.outputs)], made[len(loop.outputs) :]
     return run_by_torch(loop, series, vectors, init, sizes, reverse, valid)
+
+
+def _in_one_dtype(*groups: Sequence[Tensor]) -> Sequence[Sequence[Tensor]]:
+    """Under autocast, which narrows some of them, all in the widest dtype; else as they are."""
+    first = next(itertools.chain(*groups), None)
+    if first is None or first.is_meta or not torch.is_autocast_enabled(first.device.type):
+        return groups
+    wide = functools.reduce(torch.promote_types, [t.dtype for group in groups for t in group])
+    return [[t.to(wide) for t in group] for group in groups]
 
 
 def _choose(kernel: str | None, loop: ElementwiseLoop, tensors: Sequence[Tensor], sizes: Sizes) -> str:
