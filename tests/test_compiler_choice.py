@@ -1,5 +1,6 @@
 """Forms of the code: every one means the same; the choice is measured, remembered, and never trusted blindly."""
 
+import json
 from dataclasses import fields
 
 import pytest
@@ -11,7 +12,7 @@ from onematrix.compiler.choice import Trial, choose, program_key, remember, reme
 from onematrix.compiler.form import Form
 from onematrix.compiler.module import Compiled
 from onematrix.compiler.pipeline import lower
-from onematrix.networks import attention, encoder_layer, gru, lstm, sru
+from onematrix.networks import attention, encoder_layer, gru, lstm, mlp, sru
 from onematrix.networks.attention import encoder_weights
 from onematrix.networks.examples import examples
 from onematrix.networks.recurrent import gru_weights, lstm_weights
@@ -139,12 +140,29 @@ def test_a_choice_is_remembered_and_a_spoiled_one_ignored_with_a_note(tmp_path, 
     om.compile(program, *ins, explain=True)
     assert "forms: remembered" in capsys.readouterr().out
     (path,) = tmp_path.glob("*.json")
-    for text in ("no json", '{"key": "other", "form": {}}', "[]"):
+    asked = json.dumps({"key": path.stem, "form": {f.name: True for f in fields(Form)}})
+    for text in ("no json", '{"key": "other", "form": {}}', "[]", "[" * 100_000, asked, "\0"):
         path.write_text(text)
         om.compile(program, *ins, explain=True)
         assert f"remembered choice {path.name} ignored: " in capsys.readouterr().out
+    path.unlink()
+    path.mkdir()
+    om.compile(program, *ins, explain=True)
+    assert f"remembered choice {path.name} ignored: " in capsys.readouterr().out
     om.compile(program, *ins, measure=False, explain=True)
     assert "remembered" not in capsys.readouterr().out
+
+
+def test_a_choice_that_cannot_be_kept_is_said_and_harms_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEMATRIX_CACHE", str(tmp_path / "file" / "choices"))
+    (tmp_path / "file").write_text("no folder")
+    net, x = om.compile(mlp([3, 4, 2]), torch.randn(2, 3)), torch.randn(5, 3)
+    same(net(x), interpret(net.program, x), rtol=1e-5, atol=1e-6)
+    note = remember(choices_folder(), "key", Form())
+    assert (
+        note
+        == f"choice not remembered: {choices_folder()}: Not a directory; name another folder in ONEMATRIX_CACHE"
+    )
 
 
 def test_another_machine_has_another_key(monkeypatch, tmp_path):
@@ -154,8 +172,21 @@ def test_another_machine_has_another_key(monkeypatch, tmp_path):
     assert key != program_key(program, [x], "another text")
     assert key != program_key(program, [x.double()], "text")
     assert key != program_key(program, [x[:1]], "text")
-    with torch.autocast("cpu"):
-        assert key != program_key(program, [x], "text")
+    assert key != program_key(program, [x.transpose(0, 1).contiguous().transpose(0, 1)], "text")
+    under = []
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            under.append(program_key(program, [x], "text"))
+    assert len({key, *under}) == 3
+    with torch.no_grad():
+        assert key != program_key(program, [x], "text"), "measured without gradients"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert key != program_key(program, [x], "text")
+    torch.set_num_threads(threads)
+    monkeypatch.setattr("onematrix.records.machine.versions", lambda: {"torch": "another"})
+    assert key != program_key(program, [x], "text")
+    monkeypatch.undo()
     monkeypatch.setattr("onematrix.records.choices.describe_machine", lambda: {"processor": "other"})
     assert key != program_key(program, [x], "text")
     remember(tmp_path, key, Form(cells=False))

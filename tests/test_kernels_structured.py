@@ -162,7 +162,15 @@ def test_keys_tell_apart_what_may_differ(monarch):
     assert product_key(again, 4, "forward") in keys, "the numbers do not matter"
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"key": "x", "form": "own", "seconds": {}}', '{"form": 3}'])
+TEXTS = {
+    "empty": "",
+    "list": "[]",
+    "deep": "[" * 100_000,
+    "other key": '{"key": "x", "form": "own", "seconds": {}}',
+}
+
+
+@pytest.mark.parametrize("text", [*TEXTS.values(), '{"form": 3}'], ids=[*TEXTS, "no text"])
 def test_files_that_are_something_else_are_measured_again(text, monarch, tmp_path):
     key = product_key(monarch, 2, "forward")
     (tmp_path / f"{key}.json").write_text(text)

@@ -22,7 +22,7 @@ from onematrix.records.timing import clock
 
 PAIRS = 7
 GAIN = 0.97  # the other answer has to take less than so much of the time
-VERSION = 2
+VERSION = 3
 
 
 Build = Callable[[Form], torch.nn.Module]
@@ -94,10 +94,13 @@ def _run(module: torch.nn.Module, inputs: Sequence[Tensor]) -> None:
 
 def program_key(program: Program, inputs: Sequence[Tensor], text: str) -> str:
     """A name for this program, these shapes and this machine: versions, threads, dtypes, autocast and all."""
+    device = inputs[0].device.type
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
     facts = {
         "threads": torch.get_num_threads(),
-        "inputs": [[list(x.shape), str(x.dtype), x.device.type] for x in inputs],
-        "autocast": torch.is_autocast_enabled(inputs[0].device.type),
+        "inputs": [[list(x.shape), list(x.stride()), str(x.dtype), x.device.type] for x in inputs],
+        "autocast": str(torch.get_autocast_dtype(device)) if autocast else None,
+        "backward": torch.is_grad_enabled(),
         "gradients": [bool(t.requires_grad) for t in program.parameters.values()],
         "text": text,
         "version": VERSION,
@@ -121,12 +124,18 @@ def remembered(folder: Path, key: str) -> Form | str | None:
             raise ValueError("it belongs to something else")
         if not all(isinstance(v, bool) for v in answers.values()):
             raise ValueError("its answers are not yes or no")
+        if answers["implicit"]:
+            raise ValueError("gradients of fixed points are asked for, not remembered")
         return Form(**answers)
-    except (OneMatrixError, ValueError, KeyError, TypeError) as error:
+    except (OneMatrixError, OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         return f"remembered choice {path.name} ignored: {error}"
 
 
-def remember(folder: Path, key: str, form: Form) -> None:
-    """Keep the form for the next time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{key}.json", {"key": key, "form": asdict(form)})
+def remember(folder: Path, key: str, form: Form) -> str | None:
+    """Keep the form for the next time; a note where the folder cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{key}.json", {"key": key, "form": asdict(form)})
+    except OSError as error:
+        return f"choice not remembered: {folder}: {error.strerror}; name another folder in ONEMATRIX_CACHE"
+    return None

@@ -22,7 +22,7 @@ def recall(folder: Path, key: str) -> tuple[str, dict[str, float]] | None:
     """The form chosen before and the seconds of all; None where there is none, or the file is another's."""
     try:
         found = read_json(folder / f"{key}.json")
-    except (OSError, OneMatrixError):
+    except (OSError, RecursionError, OneMatrixError):
         return None
     form, seconds = found.get("form"), found.get("seconds")
     if found.get("key") != key or not isinstance(form, str) or not isinstance(seconds, dict):
