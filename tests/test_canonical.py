@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from onematrix.errors import BudgetError, FitError, ShapeError
+from onematrix.structures import canonical_fit
 from onematrix.structures.base import relative_error
 from onematrix.structures.canonical import Canonical
 from onematrix.structures.canonical_fit import fit_rows
 from onematrix.structures.dense import Dense
+from onematrix.structures.multilinear_fit import Search
 from onematrix.structures.tree import stored_numbers
 from structure_cases import generator, normal
 
@@ -90,6 +92,60 @@ def test_sweeps_reach_a_stationary_point_no_worse_than_leading_vectors():
         ]
         start = tensors[k].square().sum() - torch.einsum("abc,a,b,c->", tensors[k], *vectors) ** 2
         assert loss[k] <= start + 1e-12
+
+
+@pytest.mark.parametrize("modes", [(4, 4, 8), (8, 4, 4), (4, 8, 4), (2, 4, 4, 4)], ids=str)
+def test_targets_of_no_structure_are_fitted_alike_in_any_order_of_the_modes(modes):
+    """Noise has no least rank: terms that grow against one another must not spoil the sweeps."""
+    target = normal(6, 128)
+    first = Canonical.fit(target, modes=tuple(sorted(modes)), rank=4, seconds=None)
+    found = Canonical.fit(target, modes=modes, rank=4, seconds=None)
+    assert found.error == pytest.approx(first.error, rel=0.03)
+    largest = max(float(mode.weight.abs().max()) for mode in found.structure.modes)
+    assert largest < 100
+    again = Canonical.fit(target, modes=modes, rank=4, seconds=None)
+    assert torch.equal(found.structure.to_dense(), again.structure.to_dense())
+
+
+def test_more_starts_and_more_rows_at_once_change_no_row_for_the_worse(monkeypatch):
+    tensors = normal(9, 3, 4, 5)
+
+    def rests(starts):
+        whole = torch.einsum("kra,krb,krc->kabc", *fit_rows(tensors, 3, Search(None, starts, 0)))
+        return (tensors - whole).square().sum((1, 2, 3))
+
+    few, many = rests(0), rests(6)
+    assert bool((many <= few + 1e-12).all())
+    assert float(many.sum()) < float(few.sum()) - 1e-3
+    monkeypatch.setattr(canonical_fit, "ROWS", 60)  # one tensor at a time
+    torch.testing.assert_close(rests(0), few, rtol=0.02, atol=0)
+
+
+def test_rows_of_zeros_and_of_tiny_numbers_are_fitted_beside_others():
+    target = normal(4, 24)
+    target[1], target[2] = 0, 1e-150 * target[2]
+    found = Canonical.fit(target, modes=(2, 3, 4), rank=2).structure.to_dense()
+    assert torch.equal(found[1], torch.zeros(24).double())
+    assert bool(torch.isfinite(found).all())
+    alone = Canonical.fit(1e150 * target[2:3], modes=(2, 3, 4), rank=2)
+    assert float((1e150 * (found[2] - target[2])).norm() / (1e150 * target[2]).norm()) < 1.05 * alone.error
+
+
+def test_a_budget_takes_the_modes_of_least_error():
+    three = draw(8, (4, 4, 4), 4)  # 8 · 4 · 12 numbers of 8 · 64
+    found = Canonical.fit(three.to_dense(), 0.75)
+    assert found.structure.sizes == (4, 4, 4)
+    assert found.error < 1e-6
+    assert found.predicted is None
+    two = draw(8, (8, 8), 3)
+    exact = Canonical.fit(two.to_dense(), 0.75)
+    assert exact.structure.sizes == (8, 8)
+    assert exact.predicted < 1e-12
+    noise = normal(8, 64)
+    best = Canonical.fit(noise, modes=(8, 8), budget=0.75).error
+    assert Canonical.fit(noise, 0.75, seconds=0.01).error <= best
+    with pytest.raises(BudgetError, match=r"rank 1 over modes \(4, 4, 4\): 96 numbers"):
+        Canonical.fit(noise, 0.18)
 
 
 def test_a_gram_lowers_the_weighted_error():

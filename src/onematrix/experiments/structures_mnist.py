@@ -18,7 +18,6 @@ from onematrix.programs.linear import Linear
 from onematrix.reports.curves import curves
 from onematrix.reports.tables import Table
 from onematrix.structures.base import STRUCTURES, Fit, Structure
-from onematrix.structures.definition import define, forget
 from onematrix.structures.dense import Dense
 from onematrix.structures.tree import effective_weight, stored_numbers
 from onematrix.training.budgets import Budget, Epochs, Steps
@@ -67,14 +66,6 @@ FITTED: dict[str, dict[str, Any]] = {
     "masked": {},
     "block_sparse": {"tile": (2, 2)},
 }
-# Of two cores; as definitions their weighted fits stop after a given time.
-DEFINED = {
-    "monarch": "u[i p r j], v[j i r q] -> (i p) (j q)",
-    "block_tensor_train": "u[i p r j], v[j i r q] -> (i p) (j q)",
-    "tensor_train": "u[a c r], v[r b d] -> (a b) (c d)",
-    "canonical": "u[q r c], v[q r d] -> q (c d)",
-}
-UNWEIGHTED = ("butterfly",)  # its weighted descent has no limit of time
 LONGER = 3  # times the seconds of the others for BLAST, whose three cores are searched for
 DAMPING = 0.1  # of the mean of XᵀX, for directions the training images seldom excite
 Sizes = tuple[int, int, int]  # inputs, hidden units, classes
@@ -214,10 +205,9 @@ def compressed_rows(
             row = {"structure": name, "budget": budget, "E": round(effective_weight(found.structure), 4)}
             row["relative error"] = round(found.error, 4)
             row["accuracy"] = _accuracy(network, found, sets)
-            weighted = None if name in UNWEIGHTED else _fit(name, dense, budget, seconds, gram)
-            row["accuracy, weighted fit"] = (
-                row["accuracy"] if weighted is None else _accuracy(network, weighted, sets)
-            )
+            weighted = _fit(name, dense, budget, seconds, gram)
+            assert weighted is not None
+            row["accuracy, weighted fit"] = _accuracy(network, weighted, sets)
             say(
                 f"{name} at {budget:.1%}: error {found.error:.3f}, accuracy {row['accuracy']:.2%}, "
                 f"weighted fit {row['accuracy, weighted fit']:.2%}"
@@ -244,36 +234,11 @@ def _accuracy(network: nn.Sequential, found: Fit, sets: Sets) -> float:
 
 def _fit(name: str, dense: Tensor, budget: float, seconds: float, gram: Tensor | None = None) -> Fit | None:
     """None where the structure has no member so small."""
-    options = FITTED[name] | ({"seconds": LONGER * seconds} if name == "blast" else {})
+    limit = LONGER * seconds if name == "blast" else seconds
     try:
-        if gram is not None and name in DEFINED:
-            return _fit_definition(name, dense, budget, seconds, gram)
-        return STRUCTURES[name].fit(dense, budget, gram=gram, **options)
+        return STRUCTURES[name].fit(dense, budget, gram=gram, seconds=limit, **FITTED[name])
     except BudgetError:
         return None
-
-
-def _fit_definition(name: str, dense: Tensor, budget: float, seconds: float, gram: Tensor) -> Fit:
-    """The weighted fit in the sizes of the fit by hand, from its einsum."""
-    sizes = _sides(STRUCTURES[name].fit(dense, budget, **FITTED[name]).structure)
-    defined = define(f"{name}_of_the_experiment", DEFINED[name])
-    try:
-        sides = zip((*defined.definition.rows, *defined.definition.columns), sizes, strict=True)  # type: ignore[attr-defined]
-        return defined.fit(dense, budget, gram=gram, sizes=dict(sides), seconds=seconds)
-    finally:
-        forget(defined.name)
-
-
-def _sides(a: Structure) -> tuple[int, ...]:
-    """The sizes the rows split into, and those of the columns, the outer one first."""
-    size, (m, n) = a.exact_size(), a.fixed_shape
-    if "modes" in size:
-        return (m, *size["modes"])
-    if "blocks" in size:
-        down, across = size["blocks"]
-        return (down, m // down, across, n // across)
-    columns = size["columns"]
-    return (*size["rows"], *(columns if a.name == "tensor_train" else columns[::-1]))
 
 
 def run_structures(options: Options, outcome: Outcome) -> None:

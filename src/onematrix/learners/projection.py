@@ -8,7 +8,8 @@ from torch import Tensor
 from onematrix.errors import FitError, OneMatrixError
 from onematrix.learners.fit_table import FitTable, mark_optimal
 from onematrix.learners.trials import fit_all, time_products
-from onematrix.structures.base import STRUCTURES, Structure, fittable
+from onematrix.structures.base import SECONDS, STRUCTURES, Structure, fittable
+from onematrix.structures.sizes import check_seconds
 
 
 @overload
@@ -44,15 +45,14 @@ def compare_fits(
     dense: Tensor,
     budget: float | None = None,
     *,
-    seconds: float | None = 30.0,
+    seconds: float | None = SECONDS,
     batch: int | None = 64,
     names: Sequence[str] | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> FitTable:
     """The table of `fit`: every structure (or those named) tried at once, then timed one after the other."""
-    if seconds is not None and not seconds > 0:
-        raise FitError(f"fit: seconds must be above 0 (or None for no limit), got {seconds!r}", got=seconds)
+    check_seconds("fit", seconds)
     if batch is not None and batch < 1:
         raise FitError(f"fit: batch must be at least 1 (or None: not timed), got {batch!r}", got=batch)
     tried = fittable() if names is None else [find_structure(name).name for name in names]

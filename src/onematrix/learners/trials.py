@@ -1,6 +1,5 @@
 """Every structure fitted to one matrix at the same time, within a limit of seconds, then timed in turn."""
 
-import inspect
 import math
 import statistics
 import sys
@@ -18,13 +17,14 @@ from torch.nn import functional
 from onematrix.errors import FitError, OneMatrixError
 from onematrix.learners.fit_table import Candidate
 from onematrix.records.timing import seconds_per_call
-from onematrix.structures.base import STRUCTURES, Fit, Structure
+from onematrix.structures.base import STRUCTURES, Fit, Structure, takes_seconds
 from onematrix.structures.tree import index_bytes, stored_numbers
 
 PATIENCE, LINE_EVERY = 2.0, 5.0  # seconds before the first line of progress, and between two
 POLL = 0.5  # seconds between two looks at what is done
 ROUNDS, SAMPLE_SECONDS = 5, 2e-3  # timings of each product, and how long one of them takes at least
 RESERVE = 0.05  # share of the time searches leave for their last step
+LEAST_SHARE = 1e-3  # seconds
 
 
 @dataclass
@@ -42,12 +42,12 @@ class Limit:
             turns = math.ceil(self.searches / self.workers)
             self.searches -= 1
         left = self.end - time.perf_counter()
-        return None if left == math.inf else max(left * (1 - RESERVE) / turns, 0.0)
+        return None if left == math.inf else max(left * (1 - RESERVE) / turns, LEAST_SHARE)
 
 
-def takes_seconds(cls: type[Structure]) -> bool:
-    """Whether its fit is a search that can be told when to stop."""
-    return "seconds" in inspect.signature(cls._fit).parameters
+def is_search(cls: type[Structure], weighted: bool) -> bool:
+    """Whether its fit needs a share of the time: a search, or with a gram a descent."""
+    return takes_seconds(cls) and (weighted or cls.searches)
 
 
 def fit_all(
@@ -63,14 +63,17 @@ def fit_all(
     As many fits at once as torch has threads, one thread each. Exact projections come first; searches share
     what is left of the time. No fit begins after the limit, and no exact projection is cut short.
     """
-    ordered = sorted(names, key=lambda name: takes_seconds(STRUCTURES[name]))
+    searches = {name for name in names if is_search(STRUCTURES[name], options.get("gram") is not None)}
+    ordered = sorted(names, key=searches.__contains__)
     threads = torch.get_num_threads()
     end = math.inf if seconds is None else time.perf_counter() + seconds
-    searches = sum(takes_seconds(STRUCTURES[name]) for name in names)
-    limit = Limit(end, threads, searches, threading.Lock())
+    limit = Limit(end, threads, len(searches), threading.Lock())
     pool = ThreadPoolExecutor(threads, "onematrix-fit", initializer=torch.set_num_threads, initargs=(1,))
     try:
-        tasks = {pool.submit(_fit_one, name, dense, budget, limit, options): name for name in ordered}
+        tasks = {
+            pool.submit(_fit_one, name, name in searches, dense, budget, limit, options): name
+            for name in ordered
+        }
         _report(tasks, progress)
         found = {name: task.result() for task, name in tasks.items()}
     finally:
@@ -81,10 +84,10 @@ def fit_all(
 
 
 def _fit_one(
-    name: str, dense: Tensor, budget: float | None, limit: Limit, options: dict[str, Any]
+    name: str, search: bool, dense: Tensor, budget: float | None, limit: Limit, options: dict[str, Any]
 ) -> Fit | OneMatrixError:
     cls = STRUCTURES[name]
-    if takes_seconds(cls):
+    if search:
         options = {**options, "seconds": limit.share()}
     if time.perf_counter() > limit.end:
         return FitError(f"{name}: not begun within the time limit; give more seconds=", name=name)

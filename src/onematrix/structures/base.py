@@ -1,6 +1,7 @@
 """The contract every structure fulfils. A structure is a value: a kind of matrix and its numbers."""
 
 import abc
+import inspect
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import BudgetError, DTypeError, FitError, OneMatrixError, ShapeError
-from onematrix.structures.sizes import Size, check_budget, check_rank, evaluate_size
+from onematrix.structures.sizes import Size, check_budget, check_rank, check_seconds, evaluate_size
 
+SECONDS = 30.0  # of a search or a descent, where no other limit is given
 STRUCTURES: dict[str, type["Structure"]] = {}
 
 S = TypeVar("S", bound="Structure")
@@ -41,6 +43,7 @@ class Structure(abc.ABC):
     square_only: ClassVar[bool] = False
     can_fit: ClassVar[bool] = False
     can_random: ClassVar[bool] = False
+    searches: ClassVar[bool] = False  # whether a fit without a gram is a search that takes seconds too
     exempt: ClassVar[frozenset[str]] = frozenset()
     sizes_are_free: ClassVar[tuple[str, ...]] = ()
 
@@ -179,15 +182,26 @@ class Structure(abc.ABC):
 
     @classmethod
     def fit(
-        cls, dense: Tensor, budget: float | None = None, *, gram: Tensor | None = None, **size: Any
+        cls,
+        dense: Tensor,
+        budget: float | None = None,
+        *,
+        gram: Tensor | None = None,
+        seconds: float | None = SECONDS,
+        **size: Any,
     ) -> Fit:
         """Best member for a dense matrix within the budget E (or an exact size: rank=, nonzeros=, …).
 
         dense: (m, n), real and finite. gram: (n, n) = XᵀX weights the error ‖(W − A) G^½‖ ÷ ‖W G^½‖.
+        seconds: what a search, or the descent on a weighted error, has reached by then stands (None: no limit,
+        and the same result each time); exact projections are not cut short.
         Raises FitError (also for a rank above the largest of use, which it names), BudgetError (outside (0, 1]
         or below the structure's minimum, which it names).
         """
         _check_matrix(cls, dense, gram)
+        check_seconds(cls.name, seconds)
+        if takes_seconds(cls):
+            size["seconds"] = seconds
         if budget is not None:
             check_budget(budget, cls.name)
             size["budget"] = budget
@@ -236,6 +250,11 @@ def check_dtypes(who: str, weight: Tensor, x: Tensor) -> None:
             needed=weight.dtype,
             got=x.dtype,
         )
+
+
+def takes_seconds(cls: type[Structure]) -> bool:
+    """Whether a fit, or one with a gram, is a search or a descent that can be told when to stop."""
+    return "seconds" in inspect.signature(cls._fit).parameters
 
 
 def fittable() -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import FitError, ShapeError
-from onematrix.structures.base import Fit, Structure, below_minimum, relative_error
+from onematrix.structures.base import SECONDS, Fit, Structure, below_minimum, relative_error
 from onematrix.structures.blast_fit import choose_blocks, fit_blast, rank_bound
 from onematrix.structures.deviations import core_deviations
 from onematrix.structures.grouped_product import multiply_columns
@@ -31,6 +31,7 @@ class Blast(Structure):
     source = "C. Lee, S. M. Kwon, Q. Qu, H.-S. Kim, BLAST, NeurIPS 2024, arXiv:2410.21262, eq. 1"
     can_fit = True
     can_random = True
+    searches = True
 
     left: Tensor  # U: (b1, p, r)
     coupling: Tensor  # S: (r, b1, b2)
@@ -110,7 +111,7 @@ class Blast(Structure):
         budget: float | None = None,
         rank: int | None = None,
         blocks: tuple[int, int] | None = None,
-        seconds: float | None = 30.0,
+        seconds: float | None = SECONDS,
         starts: int = 4,
         seed: int = 0,
     ) -> Fit:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import ShapeError
-from onematrix.structures.base import Fit, Structure, relative_error
+from onematrix.structures.base import SECONDS, Fit, Structure, relative_error
 from onematrix.structures.block_projection import (
     CHUNK,
     choose_factors,
@@ -26,10 +26,12 @@ from onematrix.structures.family_product import (
     read_factors,
 )
 from onematrix.structures.low_rank import LowRank
+from onematrix.structures.multilinear import Form
 from onematrix.structures.sizes import Size
-from onematrix.structures.weighted_error import gram_blocks, reduce_error
+from onematrix.structures.weighted_error import gram_blocks, reduce_form
 
 S = TypeVar("S", bound=Structure)
+FORM = Form(("febrg", "gfrda"), "fed", "gba")  # of left and right
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +85,10 @@ class BlockKronecker(Structure):
         return self.factors.multiply_adds()
 
     @classmethod
-    def _fit(cls, dense: Tensor, gram: Tensor | None, **size: Any) -> Fit:
+    def _fit(cls, dense: Tensor, gram: Tensor | None, *, seconds: float | None = SECONDS, **size: Any) -> Fit:
         """The nearest member, exact for the Frobenius norm: every block by its own singular values."""
         options = choose_factors(cls, dense.shape, family_candidates(*dense.shape), **size)
-        return fit_family(dense, gram, options, cls)
+        return fit_family(dense, gram, options, cls, seconds)
 
     @classmethod
     def random(
@@ -164,14 +166,21 @@ def require_ones(a: BlockKronecker, cls: type[Structure], *names: str) -> BlockK
     return a
 
 
-def fit_family(dense: Tensor, gram: Tensor | None, options: Sequence[Factors], cls: type[Structure]) -> Fit:
+def fit_family(
+    dense: Tensor,
+    gram: Tensor | None,
+    options: Sequence[Factors],
+    cls: type[Structure],
+    seconds: float | None = SECONDS,
+) -> Fit:
     """The best member over the given sizes; with a gram the weighted error is the one made small.
 
     For β = 1 the diagonal blocks of the gram (one per column of blocks) are met exactly, so that the result
-    is the best there is when the gram has no others; else it is the start of a descent on all numbers.
+    is the best there is when the gram has no others; else it is the start of a descent on all numbers, which
+    ends with the seconds.
     """
     if gram is not None:
-        return _fit_weighted(dense, gram, options, cls)
+        return _fit_weighted(dense, gram, options, cls, seconds)
     best = min(options, key=lambda f: discarded(dense, f)) if len(options) > 1 else options[0]
     left, right, rest = project(dense, best, dense.dtype)
     found = BlockKronecker(left, right)
@@ -194,7 +203,13 @@ def _distance(dense: Tensor, a: BlockKronecker) -> float:
     return float(torch.stack(norms).norm())
 
 
-def _fit_weighted(dense: Tensor, gram: Tensor, options: Sequence[Factors], cls: type[Structure]) -> Fit:
+def _fit_weighted(
+    dense: Tensor,
+    gram: Tensor,
+    options: Sequence[Factors],
+    cls: type[Structure],
+    seconds: float | None,
+) -> Fit:
     starts = [_project_weighted(dense, gram, f) for f in options]
     best, exact = min(starts, key=lambda start: relative_error(start[0], dense, gram))
     if exact:
@@ -202,7 +217,8 @@ def _fit_weighted(dense: Tensor, gram: Tensor, options: Sequence[Factors], cls: 
         return Fit(a, relative_error(a, dense, gram), relative_error(best, dense, gram))
     plain = BlockKronecker(*project(dense, best.factors)[:2])
     start = min((best, plain), key=lambda a: relative_error(a, dense, gram))
-    a = _finish(reduce_error(start, dense, gram), dense, cls)
+    found = reduce_form(FORM, (start.left, start.right), lambda c: BlockKronecker(*c), dense, gram, seconds)
+    a = _finish(found, dense, cls)
     return Fit(a, relative_error(a, dense, gram), None)
 
 

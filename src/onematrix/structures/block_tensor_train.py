@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import ShapeError
-from onematrix.structures.base import Fit, Structure, check_cores, check_dtypes
+from onematrix.structures.base import SECONDS, Fit, Structure, check_cores, check_dtypes
 from onematrix.structures.block_kronecker import FAMILY, BlockKronecker, Conversion, fit_family, require_ones
 from onematrix.structures.block_projection import choose_factors, grid_candidates
 from onematrix.structures.block_train import (
@@ -104,20 +104,20 @@ class BlockTensorTrain(Structure):
         return sum(w.numel() for w in self._weights())
 
     @classmethod
-    def _fit(cls, dense: Tensor, gram: Tensor | None, **size: Any) -> Fit:
+    def _fit(cls, dense: Tensor, gram: Tensor | None, *, seconds: float | None = SECONDS, **size: Any) -> Fit:
         """Two cores: the exact projection. More: successive singular values, at most √(c − 1) × the best.
 
         Options: rows=(m1, …), columns=(n1, …), cores=c, rank=r or (r1, …), budget. With a gram and more than
         two cores the result is the start of a descent on the weighted error.
         """
         if two_cores(size):
-            return fit_family(dense, gram, _choose_two(cls, *dense.shape, **size), cls)
+            return fit_family(dense, gram, _choose_two(cls, *dense.shape, **size), cls, seconds)
         m, n = dense.shape
         sizes = choose_train(cls, m, n, train_numbers, limit=block_limit, **size)
         cores, rest = fit_train(dense.detach().double(), sizes)
         found = cls._from(cores, sizes)
         if gram is not None:
-            found = reduce_error(found, dense, gram)
+            found = reduce_error(found, dense, gram, seconds)
         a = cls._from([w.to(dense.dtype) for w in found._weights()], sizes)
         return fit_of_train(a, dense, gram, rest)
 

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import FitError, ShapeError
-from onematrix.structures.base import Fit, Structure, below_minimum, check_cores, check_dtypes, relative_error
+from onematrix.structures.base import (
+    SECONDS,
+    Fit,
+    Structure,
+    below_minimum,
+    check_cores,
+    check_dtypes,
+    relative_error,
+)
 from onematrix.structures.block_projection import SMALL
 from onematrix.structures.block_train import (
     dense_train,
@@ -119,7 +127,7 @@ class Butterfly(Structure):
         return sum(w.numel() for w in self._weights())
 
     @classmethod
-    def _fit(cls, dense: Tensor, gram: Tensor | None, **size: Any) -> Fit:
+    def _fit(cls, dense: Tensor, gram: Tensor | None, *, seconds: float | None = SECONDS, **size: Any) -> Fit:
         """Successive singular values of every block: exact on members, at most √(c − 1) × the best otherwise.
 
         Options: block=k, rows=(m1, …), columns=(n1, …), budget. With a gram the result is the start of a
@@ -129,7 +137,7 @@ class Butterfly(Structure):
         fits = [_fit_digits(target, digits) for digits in _choose(cls, *dense.shape, **size)]
         found, rest = min(fits, key=lambda fit: fit[1])
         if gram is not None:
-            found = reduce_error(found, dense, gram)
+            found = reduce_error(found, dense, gram, seconds)
         cores = tuple(Dense(w.to(dense.dtype)) for w in found._weights())
         a = cls(cores, found.row_factors, found.column_factors, found.block)
         total = float(target.norm())

@@ -1,6 +1,7 @@
 """Canonical (CP) matrices: every row, read as a tensor over the modes of the input, is a sum of R products."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -9,14 +10,24 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import FitError, ShapeError
-from onematrix.structures.base import Fit, Structure, below_minimum, check_cores, check_dtypes, relative_error
+from onematrix.structures.base import (
+    SECONDS,
+    Fit,
+    Structure,
+    below_minimum,
+    check_cores,
+    check_dtypes,
+    relative_error,
+)
 from onematrix.structures.block_projection import truncate
-from onematrix.structures.canonical_fit import fit_rows
+from onematrix.structures.canonical_fit import EXACT, fit_rows, form_of
 from onematrix.structures.dense import Dense
 from onematrix.structures.deviations import core_deviations
 from onematrix.structures.factor_sizes import cannot_split, check_product, prime_factors, split_evenly
+from onematrix.structures.multilinear import Cores
+from onematrix.structures.multilinear_fit import Search
 from onematrix.structures.sizes import Size, check_rank, check_rank_within, check_sides, numbers_within
-from onematrix.structures.weighted_error import reduce_error
+from onematrix.structures.weighted_error import reduce_form
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +46,7 @@ class Canonical(Structure):
     composite = True
     can_fit = True
     can_random = True
+    searches = True
 
     modes: tuple[Dense, ...]  # W_d: (m R, P_d), rows in the order (q, r)
     rank: int  # R
@@ -125,21 +137,35 @@ class Canonical(Structure):
         return total
 
     @classmethod
-    def _fit(cls, dense: Tensor, gram: Tensor | None, **size: Any) -> Fit:
+    def _fit(
+        cls,
+        dense: Tensor,
+        gram: Tensor | None,
+        *,
+        seconds: float | None = SECONDS,
+        starts: int = 4,
+        seed: int = 0,
+        **size: Any,
+    ) -> Fit:
         """Two modes: truncated singular values of every row, exact. More: alternating least squares per row.
 
-        Options: modes=(P1, …), rank=R, budget. With a gram the result is the start of a descent on the
-        weighted error.
+        Options: modes=(P1, …), rank=R, budget. With a budget alone the even splits into two to five modes are
+        tried, and the one of least error is taken: never worse than the best of two even modes. With a gram
+        the fewest modes are taken, and their fit is the start of a descent on the weighted error: more of
+        them are harder to descend on than they gain.
         """
-        m, n = dense.shape
-        modes, rank = _choose(cls, m, n, 2, **size)
-        found, rest = _nearest(cls, dense.detach().double(), modes, rank)
-        if gram is not None:
-            found = reduce_error(found, dense, gram)
-        a = cls(tuple(Dense(w.to(dense.dtype)) for w in found._weights()), rank)
-        total = float(dense.detach().double().norm())
-        known = gram is None and rest is not None
-        predicted = (rest**0.5 / total if total else 0.0) if known and rest is not None else None
+        begin, target = time.perf_counter(), dense.detach().double()
+        options = _choose(cls, *dense.shape, **size)
+        if gram is None:
+            found, rest = _best(cls, target, options, Search(seconds, starts, seed))
+        else:
+            limit = None if seconds is None else seconds / 4
+            found, _ = _nearest(cls, target, *options[0], Search(limit, starts, seed))
+            left = None if seconds is None else seconds - (time.perf_counter() - begin)
+            found, rest = _descend(found, dense, gram, left), None
+        a = cls(tuple(Dense(w.to(dense.dtype)) for w in found._weights()), found.rank)
+        total = float(target.norm())
+        predicted = None if rest is None else rest**0.5 / total if total else 0.0
         return Fit(a, relative_error(a, dense, gram), predicted)
 
     @classmethod
@@ -148,8 +174,7 @@ class Canonical(Structure):
     ) -> Self:
         """Modes as `core_deviations` says: P_d inputs, of the one contracted last R P_d; few of them."""
         check_sides(cls.name, m, n)
-        most = len(prime_factors(n))
-        modes, rank = _choose(cls, m, n, max(most, 2), budget=None if "rank" in size else budget, **size)
+        modes, rank = _choose(cls, m, n, budget=None if "rank" in size else budget, **size)[0]
         last = _order(modes)[-1]
         sizes = core_deviations([p * (rank if d == last else 1) for d, p in enumerate(modes)])
         weights = [
@@ -182,8 +207,58 @@ def _contract(weight: Tensor, z: Tensor, before: int, after: int) -> Tensor:
     return torch.bmm(parts, weight.unsqueeze(2)).reshape(rows, before * after)
 
 
+Sizes = tuple[tuple[int, ...], int]  # modes and rank
+SAMPLE = 64  # rows that splits of the columns are compared on
+TRIED = 4  # splits, those of the fewest modes
+
+
+def _best(
+    cls: type[Canonical], dense: Tensor, options: Sequence[Sizes], search: Search
+) -> tuple[Canonical, float | None]:
+    """The nearest found member of the options (float64), and Σ σ² it leaves; None where no theory tells it.
+
+    The split of more than two modes that serves some rows best is fitted to all; at most a quarter of the
+    time goes to the choice. The exact fit of two modes stands unless that one is better.
+    """
+    begin = time.perf_counter()
+    two, more = [o for o in options if len(o[0]) <= 2], [o for o in options if len(o[0]) > 2][:TRIED]
+    exact, rest = _nearest(cls, dense, *two[0], search) if two else (None, None)
+    if exact is not None and (not more or (rest or 0.0) <= EXACT * float(dense.square().sum())):
+        return exact, rest
+    chosen = _choice(cls, dense, more, search)
+    left = None if search.seconds is None else search.seconds - (time.perf_counter() - begin)
+    found, _ = _nearest(cls, dense, *chosen, Search(left, search.starts, search.seed))
+    if exact is not None and rest is not None and rest <= _rest(found, dense):
+        return exact, rest
+    return found, None
+
+
+def _choice(cls: type[Canonical], dense: Tensor, options: Sequence[Sizes], search: Search) -> Sizes:
+    """The option that serves some of the rows best, by one start each."""
+    if len(options) == 1:
+        return options[0]
+    rows = dense[:: max(1, len(dense) // SAMPLE)]
+    seconds = None if search.seconds is None else search.seconds / (4 * len(options))
+    trial = Search(seconds, 1, search.seed)
+    return min(options, key=lambda sizes: _rest(_nearest(cls, rows, sizes[0], sizes[1], trial)[0], rows))
+
+
+def _descend(a: Canonical, dense: Tensor, gram: Tensor, seconds: float | None) -> Canonical:
+    """The member with the weighted error made small, (Q, R, P_d) the cores of its form."""
+    cores = [w.reshape(-1, a.rank, w.shape[1]) for w in a._weights()]
+
+    def make(found: Cores) -> Canonical:
+        return Canonical(tuple(Dense(c.flatten(0, 1).contiguous()) for c in found), a.rank)
+
+    return reduce_form(form_of(len(cores)), cores, make, dense, gram, seconds)
+
+
+def _rest(a: Canonical, dense: Tensor) -> float:
+    return float((a.to_dense() - dense).square().sum())
+
+
 def _nearest(
-    cls: type[Canonical], dense: Tensor, modes: tuple[int, ...], rank: int
+    cls: type[Canonical], dense: Tensor, modes: tuple[int, ...], rank: int, search: Search
 ) -> tuple[Canonical, float | None]:
     """The nearest member (float64) and Σ σ² it leaves; None where no theory tells the error."""
     m = dense.shape[0]
@@ -196,7 +271,7 @@ def _nearest(
         u, v = (torch.nn.functional.pad(t, (0, 0, 0, short)) for t in (u.mT, v))
         pair = (Dense(t.reshape(m * rank, -1).contiguous()) for t in (u, v))
         return cls(tuple(pair), rank), float(rest.sum())
-    factors = fit_rows(dense.reshape(m, *modes), rank)
+    factors = fit_rows(dense.reshape(m, *modes), rank, search)
     return cls(tuple(Dense(f.reshape(m * rank, -1).contiguous()) for f in factors), rank), None
 
 
@@ -209,28 +284,28 @@ def _choose(
     cls: type[Structure],
     m: int,
     n: int,
-    most: int,
     budget: float | None = None,
     rank: int | None = None,
     modes: Sequence[int] | None = None,
-) -> tuple[tuple[int, ...], int]:
-    """Modes and rank: two even modes unless given, more (up to `most`) where the budget asks for it."""
+) -> list[Sizes]:
+    """Modes and rank within the budget, the fewest modes first; one when either is given."""
     if rank is not None:
         check_rank(cls.name, rank)
     if modes is not None:
         options = [check_product(cls.name, "modes", modes, n)]
     else:
+        most = len(prime_factors(n))
         options = [s for count in range(2, most + 1) if 1 not in (s := split_evenly(n, count))]
     if not options:
         raise cannot_split(cls.name, m, n, "modes=(P1, …)")
     if rank is not None:
         where, bound = f" over modes {options[0]}", _largest_rank(options[0])
-        return options[0], check_rank_within(f"{cls.name} {m}×{n}", rank, bound, where, "modes=(P1, …)")
+        return [(options[0], check_rank_within(f"{cls.name} {m}×{n}", rank, bound, where, "modes=(P1, …)"))]
     budget = 1.0 if budget is None else budget
     allowed = numbers_within(budget, m, n, cls.name)
-    for sizes in options:
-        if found := allowed // (m * sum(sizes)):
-            return sizes, min(found, _largest_rank(sizes))
+    fitting = [(s, min(allowed // (m * sum(s)), _largest_rank(s))) for s in options if m * sum(s) <= allowed]
+    if fitting:
+        return fitting
     least = min(options, key=sum)
     what = f"rank 1 over modes {least}"
     if m * sum(least) > m * n:

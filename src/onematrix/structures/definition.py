@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import FitError, FormatError, ShapeError
-from onematrix.structures.base import STRUCTURES, Fit, Structure, relative_error
+from onematrix.structures.base import SECONDS, STRUCTURES, Fit, Structure, relative_error
 from onematrix.structures.definition_fit import (
     Sizes,
     Wanted,
@@ -104,6 +104,7 @@ class Defined:
     name: ClassVar[str]
     can_fit: ClassVar[bool] = True
     can_random: ClassVar[bool] = True
+    searches: ClassVar[bool] = True
     pattern: str
 
     @property
@@ -225,7 +226,7 @@ class Defined:
         budget: float | None = None,
         rank: int | None = None,
         sizes: Sizes | None = None,
-        seconds: float | None = 30.0,
+        seconds: float | None = SECONDS,
         starts: int = 4,
         seed: int = 0,
     ) -> Fit:

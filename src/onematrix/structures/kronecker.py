@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import ShapeError
-from onematrix.structures.base import Fit, Structure
+from onematrix.structures.base import SECONDS, Fit, Structure
 from onematrix.structures.block_kronecker import FAMILY, BlockKronecker, Conversion, fit_family, require_ones
 from onematrix.structures.block_projection import choose_factors, kronecker_candidates
 from onematrix.structures.factor_sizes import check_product
@@ -71,9 +71,9 @@ class Kronecker(Structure):
         return min(_costs(self.left, self.right))
 
     @classmethod
-    def _fit(cls, dense: Tensor, gram: Tensor | None, **size: Any) -> Fit:
+    def _fit(cls, dense: Tensor, gram: Tensor | None, *, seconds: float | None = SECONDS, **size: Any) -> Fit:
         """The first singular pair of the rearranged matrix: exact. Options: left=(m1, n1), budget."""
-        return fit_family(dense, gram, _choose(cls, *dense.shape, **size), cls)
+        return fit_family(dense, gram, _choose(cls, *dense.shape, **size), cls, seconds)
 
     @classmethod
     def random(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import ShapeError
-from onematrix.structures.base import Fit, Structure
+from onematrix.structures.base import SECONDS, Fit, Structure
 from onematrix.structures.block_kronecker import FAMILY, BlockKronecker, Conversion, fit_family, require_ones
 from onematrix.structures.block_projection import SMALL, choose_factors
 from onematrix.structures.factor_sizes import check_product, divisors, spread
@@ -84,9 +84,9 @@ class Monarch(Structure):
         return self.factors.multiply_adds()
 
     @classmethod
-    def _fit(cls, dense: Tensor, gram: Tensor | None, **size: Any) -> Fit:
+    def _fit(cls, dense: Tensor, gram: Tensor | None, *, seconds: float | None = SECONDS, **size: Any) -> Fit:
         """Truncated singular values of every block: exact. Options: blocks=b or (b1, b2), rank=t, budget."""
-        return fit_family(dense, gram, _choose(cls, *dense.shape, **size), cls)
+        return fit_family(dense, gram, _choose(cls, *dense.shape, **size), cls, seconds)
 
     @classmethod
     def random(

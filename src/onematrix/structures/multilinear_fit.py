@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from onematrix.structures.base import SECONDS
 from onematrix.structures.descent import descend
 from onematrix.structures.multilinear import Cores, Kernel, LeastSquares, alternate, balance
 
@@ -33,7 +34,7 @@ SMALL = 2**14  # numbers of a matrix for which float64 throughout costs nothing
 class Search:
     """How long to search: seconds as a limit (None: none), random starts, and the seed they are drawn with."""
 
-    seconds: float | None = 30.0
+    seconds: float | None = SECONDS
     starts: int = 4
     seed: int = 0
 

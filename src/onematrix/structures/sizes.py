@@ -141,6 +141,12 @@ def check_budget(budget: float, who: str) -> Fraction:
     return Fraction(repr(budget)) if isinstance(budget, float) else Fraction(budget)
 
 
+def check_seconds(who: str, seconds: float | None) -> None:
+    """Raise FitError unless the limit is None or above 0."""
+    if seconds is not None and not seconds > 0:
+        raise FitError(f"{who}: seconds must be above 0 (or None for no limit), got {seconds!r}", got=seconds)
+
+
 def check_sides(who: str, rows: int, columns: int) -> None:
     """Raise FitError unless the matrix has entries."""
     if rows < 1 or columns < 1:

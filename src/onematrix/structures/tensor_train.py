@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import ShapeError
-from onematrix.structures.base import Fit, Structure, check_cores, check_dtypes
+from onematrix.structures.base import SECONDS, Fit, Structure, check_cores, check_dtypes
 from onematrix.structures.block_kronecker import FAMILY, BlockKronecker, Conversion, fit_family, require_ones
 from onematrix.structures.block_projection import choose_factors, kronecker_candidates, truncate
 from onematrix.structures.dense import Dense
@@ -123,19 +123,19 @@ class TensorTrain(Structure):
         )
 
     @classmethod
-    def _fit(cls, dense: Tensor, gram: Tensor | None, **size: Any) -> Fit:
+    def _fit(cls, dense: Tensor, gram: Tensor | None, *, seconds: float | None = SECONDS, **size: Any) -> Fit:
         """Two cores: the exact projection. More: successive singular values, at most √(c − 1) × the best.
 
         Options: rows=(m1, …), columns=(n1, …), cores=c, rank=r or (r1, …), budget. With a gram the result is
         the start of a descent on the weighted error.
         """
         if two_cores(size):
-            return fit_family(dense, gram, _choose_two(cls, *dense.shape, **size), cls)
+            return fit_family(dense, gram, _choose_two(cls, *dense.shape, **size), cls, seconds)
         m, n = dense.shape
         sizes = choose_train(cls, m, n, plain_numbers, **size)
         found, rest = _successive(cls, dense.detach().double(), sizes)
         if gram is not None:
-            found = reduce_error(found, dense, gram)
+            found = reduce_error(found, dense, gram, seconds)
         a = cls._from([core.weight.to(dense.dtype) for core in found.cores], sizes)
         return fit_of_train(a, dense, gram, rest)
 

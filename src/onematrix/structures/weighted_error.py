@@ -3,15 +3,17 @@
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from onematrix.structures.base import Structure, relative_error
+from onematrix.structures.base import SECONDS, Structure, relative_error
+from onematrix.structures.multilinear import Cores, Form, Kernel
+from onematrix.structures.multilinear_fit import Search, fit_form
 from onematrix.structures.tree import map_tensors, unique_tensors
 
-SECONDS = 30.0  # a descent may take; what it has reached by then stands
 S = TypeVar("S", bound=Structure)
 
 
@@ -33,19 +35,49 @@ def gram_blocks(gram: Tensor, count: int) -> tuple[Tensor, Tensor, bool]:
     return *root_of_gram(blocks), exact
 
 
-def reduce_error(start: S, dense: Tensor, gram: Tensor, steps: int = 100, rounds: int = 20) -> S:
+def reduce_form(
+    form: Form,
+    cores: Cores,
+    make: Callable[[Cores], S],
+    dense: Tensor,
+    gram: Tensor,
+    seconds: float | None = SECONDS,
+) -> S:
+    """A structure, made of cores of the form (float64), whose weighted error is at most that of the given ones.
+
+      Preconditioned descent on the cores while that gains, then `reduce_error` to the end: on a trained
+    XX
+    """
+    begin = time.perf_counter()
+    search = Search(seconds, starts=0)
+    found = fit_form(Kernel(form), dense.detach(), form.sizes(cores), gram, search, [cores])
+    better = min((make(cores), make(found)), key=lambda a: relative_error(a, dense, gram))
+    left = None if seconds is None else seconds - (time.perf_counter() - begin)
+    return reduce_error(better, dense, gram, left)
+
+
+def reduce_error(
+    start: S,
+    dense: Tensor,
+    gram: Tensor,
+    seconds: float | None = SECONDS,
+    *,
+    steps: int = 100,
+    rounds: int = 20,
+) -> S:
     """A structure of the same sizes (float64) whose weighted error is at most that of the start.
 
     tr (W − A) G (W − A)ᵀ = tr W G Wᵀ − 2 ⟨A, W G⟩ + ⟨A, A G⟩, where A G is n fast products; limited-memory
     quasi-Newton steps (D. Liu, J. Nocedal, Mathematical Programming 45, 1989) on every tensor together,
-    begun afresh until a round gains less than 1e-7 of the error, or `SECONDS` are over.
+    begun afresh until a round gains less than 1e-7 of the error, or the seconds are over (None: no limit).
     """
     w, g = dense.detach().double(), gram.detach().double()
     target = w @ g
     scale = float((target * w).sum())
     if scale <= 0:
         return start
-    best, error, end = start, relative_error(start, dense, gram), time.perf_counter() + SECONDS
+    end = math.inf if seconds is None else time.perf_counter() + seconds
+    best, error = start, relative_error(start, dense, gram)
     for _ in range(rounds):
         found = _descend(best, target, g, scale, steps, end)
         reached = relative_error(found, dense, gram)
@@ -80,8 +112,8 @@ def _descend(start: S, target: Tensor, gram: Tensor, scale: float, steps: int, e
         matrix = a.to_dense()
         value = (scale - 2 * (matrix * target).sum() + (matrix * a.matmul(gram).mT).sum()) / scale
         torch.autograd.backward(value)
-        if float(value) < least:
-            best, least = [t.detach().clone() for t in free], float(value)
+        if float(value.detach()) < least:
+            best, least = [t.detach().clone() for t in free], float(value.detach())
         return value
 
     with torch.enable_grad(), contextlib.suppress(_Over):
