@@ -24,7 +24,8 @@ from onematrix.structures.low_rank import LowRank
 from onematrix.structures.per_axis import PerAxis
 from onematrix.structures.reshaped import Reshaped
 from onematrix.structures.sizes import Size
-from onematrix.structures.tree import layout
+from onematrix.structures.tree import layout, leaves
+from onematrix.structures.window import Window
 
 CHANNELS = "channels"  # stands in the tail of a constant that has one number per channel
 
@@ -66,6 +67,7 @@ class Products:
         self.uses, self.form = count_uses(program), form
         self.merges, self.absorbed = plan_merges(program) if form.merge else ({}, set())
         self.made: dict[int, dict[int, Var]] = {}
+        self.layouts: dict[int, str] = {}  # of structures by id: the constant that says how to rebuild them
         self.held_back: dict[str, float] = {}  # parts whose ratio an attention multiplies its scores with
 
     # Tensors and structures.
@@ -80,8 +82,15 @@ class Products:
         return f"tables[{slot}][{self.names[slot]!r}]"
 
     def structure(self, a: Structure) -> str:
-        """A structure over the tensors the module holds."""
-        return self.code.first(f"rebuild({self.code.constant(layout(a, self.slots))}, module._slots())")
+        """A structure over the tensors the module holds; itself where it holds none."""
+        held = {id(t): t for _, t in leaves(a)}
+        if not held:
+            return self.code.constant(a)
+        if id(a) not in self.layouts:
+            plan = layout(a, {key: place for place, key in enumerate(held)})
+            self.layouts[id(a)] = self.code.constant(plan)
+        tensors = ", ".join(map(self.tensor, held.values()))
+        return self.code.first(f"rebuild({self.layouts[id(a)]}, ({tensors},))")
 
     def weight(self, a: Structure) -> str:
         """The matrix of a dense structure, or the rows of one that a reshaped structure is."""
@@ -251,6 +260,8 @@ class Products:
     def product(self, a: Structure, value: Var) -> Var:
         """A x for a structure without a call of its own in torch."""
         x = self.text(value)
+        if isinstance(a, Window) and isinstance(a.rows, int) and isinstance(a.start, int) and a.pace == 1:
+            return self.code.let(f"{x}.narrow(-1, {a.start}, {a.rows})", value.single, value.foreign, False)
         if isinstance(a, LowRank):
             inner = f"linear({x}, {self.tensor(a.right)})"
             return self.code.let(f"linear({inner}, {self.tensor(a.left)})", value.single)
@@ -258,18 +269,6 @@ class Products:
             return self.code.let(f"{x} @ {self.tensor(a.inner.weight)}", value.single)
         text, shared = f"{self.structure(a)}._matmul({x})", shares(a)
         return self.code.let(text, value.single, value.foreign and shared, not shared)
-
-    def general(self, wire: Wire, env: dict[str, Var]) -> Var:
-        """One block as the interpreter applies it."""
-        if (text := self.free_channels(wire)) is not None:
-            return self.code.let(text, True, True, False)
-        value = self.value(wire.column, env)
-        if wire.passes:
-            return value
-        if (text := self.free_convolution(wire, value)) is not None:
-            return self.code.let(text, value.single)
-        text = f"apply_wire({self.code.constant(wire)}, {self.text(value)}, {self.run()})"
-        return self.code.let(text, value.single, True, False)
 
     def value(self, name: str, env: dict[str, Var]) -> Var:
         """The variable of a part; drawn where it is noise."""

@@ -12,8 +12,10 @@ from onematrix.programs.joins import Join, _with_batch
 from onematrix.programs.opaque import Opaque
 from onematrix.programs.part import ONE, Part
 from onematrix.programs.wiring import Wire, WiredRow
+from onematrix.structures.base import Structure
 from onematrix.structures.dense import Dense
 from onematrix.structures.diagonal import Diagonal
+from onematrix.structures.embedding import Embedding
 from onematrix.structures.identity import Identity
 
 IN_PLACE = {"relu": "relu_", "sigmoid": "sigmoid_", "tanh": "tanh_"}
@@ -83,6 +85,42 @@ class Rows(Products):
         for more in found[1:]:
             total = self.code.let(f"{self.text(total)} + {self.text(more)}", total.single and more.single)
         return total
+
+    def general(self, wire: Wire, env: dict[str, Var]) -> Var:
+        """One block where nothing is added to it: a call of its own, or else as the interpreter applies it."""
+        if (text := self.free_channels(wire)) is not None:
+            return self.code.let(text, True, True, False)
+        value = self.value(wire.column, env)
+        if wire.passes:
+            return value
+        if (text := self.free_convolution(wire, value)) is not None:
+            return self.code.let(text, value.single)
+        if wire.plain:
+            return self.alone(wire, value)
+        if wire.embeds and not wire.spread and wire.tail is None:
+            return self.code.let(
+                self.picked(self.program.structures[wire.slot], self.text(value)), value.single
+            )
+        text = f"apply_wire({self.code.constant(wire)}, {self.text(value)}, {self.run()})"
+        return self.code.let(text, value.single, True, False)
+
+    def alone(self, wire: Wire, value: Var) -> Var:
+        """A x for a block on one dimension that needs no reshaping."""
+        ratio, a = unscaled(self.program.structures[wire.slot])
+        if isinstance(a, Dense):
+            return self.code.let(
+                times(ratio, f"linear({self.text(value)}, {self.tensor(a.weight)})"), value.single
+            )
+        made = value if isinstance(a, Identity) else self.product(a, value)
+        return made if ratio == 1 else self.code.let(times(ratio, self.text(made)), value.single)
+
+    def picked(self, a: Structure, index: str) -> str:
+        """The columns of a dense matrix, or the rows of an embedding, that integers name."""
+        if isinstance(a, Dense):
+            return f"torch.nn.functional.embedding({index}, {self.tensor(a.weight)}.mT)"
+        assert isinstance(a, Embedding), "only dense blocks and embeddings embed"
+        padding = f", {a.padding}" if a.padding >= 0 else ""
+        return f"torch.nn.functional.embedding({index}, {self.tensor(a.weight)}{padding})"
 
     def sum(self, wires: Sequence[Wire], part: Part, row: WiredRow, env: dict[str, Var]) -> Var:
         """Σ_j A_j x_j in the shape of the part."""
