@@ -249,3 +249,31 @@ def test_a_budget_below_rank_one_names_it_and_the_remedy_works(cls):
         assert stored_numbers(found) <= caught.value.smallest * 24 * 36
     with pytest.raises(FitError, match=r"stores [46] numbers, more than the 2 of dense"):
         cls.fit(normal(2, 1), rows=(2, 1, 1), columns=(1, 1, 1))
+
+
+@BOTH
+def test_three_cores_within_a_budget_take_the_split_of_least_error(cls):
+    target = cls.random(32, 32, rank=3, rows=(2, 2, 8), columns=(8, 2, 2), generator=generator()).to_dense()
+    budget = stored_numbers(cls.fit(target, rank=3, rows=(2, 2, 8), columns=(8, 2, 2)).structure) / 1024
+    even = cls.fit(target, budget, rows=(2, 4, 4), columns=(2, 4, 4))
+    found = cls.fit(target, budget, cores=3)
+    assert found.error < even.error - 0.02
+    assert found.predicted == pytest.approx(found.error, abs=1e-6)
+    assert stored_numbers(found.structure) <= budget * 1024
+    half = cls.fit(target, budget, rows=(2, 4, 4))  # the other side is free
+    assert half.structure.exact_size()["rows"] == (2, 4, 4)
+    assert half.error <= even.error + 1e-9
+    hurried = cls.fit(target, budget, cores=3, seconds=1e-9)
+    assert hurried.error == pytest.approx(even.error)
+    exact = cls.fit(target, rank=2, cores=3).structure.exact_size()
+    assert exact["rows"] == exact["columns"] == (2, 4, 4)  # a rank goes with the even split
+
+
+@BOTH
+def test_a_budget_no_split_fits_names_the_least_of_them(cls):
+    with pytest.raises(BudgetError, match="below the smallest member") as caught:
+        cls.fit(normal(32, 32), 0.01, cores=3)
+    small = caught.value.smallest
+    assert cls.fit(normal(32, 32), small, cores=3).error < 1
+    with pytest.raises(BudgetError, match="below the smallest member"):
+        cls.fit(normal(32, 32), small * 0.99, cores=3)

@@ -1,6 +1,7 @@
 """Block tensor trains: two or more block-diagonal cores with the digits of the index moved between them."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -26,11 +27,13 @@ from onematrix.structures.family_product import Factors
 from onematrix.structures.sizes import Size
 from onematrix.structures.train_sizes import (
     TrainSizes,
+    best_train,
     block_limit,
     choose_train,
     fit_of_train,
     read_block_ranks,
     single_rank,
+    train_options,
     two_cores,
     useful_ranks,
 )
@@ -107,17 +110,21 @@ class BlockTensorTrain(Structure):
     def _fit(cls, dense: Tensor, gram: Tensor | None, *, seconds: float | None = SECONDS, **size: Any) -> Fit:
         """Two cores: the exact projection. More: successive singular values, at most √(c − 1) × the best.
 
-        Options: rows=(m1, …), columns=(n1, …), cores=c, rank=r or (r1, …), budget. With a gram and more than
-        two cores the result is the start of a descent on the weighted error.
+        Options: rows=(m1, …), columns=(n1, …), cores=c, rank=r or (r1, …), budget. With a budget, splits
+        that are not given are chosen by the error. With a gram the result is the start of a descent on the
+        weighted error.
         """
         if two_cores(size):
             return fit_family(dense, gram, _choose_two(cls, *dense.shape, **size), cls, seconds)
         m, n = dense.shape
-        sizes = choose_train(cls, m, n, train_numbers, limit=block_limit, **size)
-        cores, rest = fit_train(dense.detach().double(), sizes)
+        begin, target = time.perf_counter(), dense.detach().double()
+        options = train_options(cls, m, n, train_numbers, block_limit, **size)
+        limit = seconds if seconds is None or gram is None else seconds / 4
+        cores, rest, sizes = best_train(options, lambda s: fit_train(target, s), limit)
         found = cls._from(cores, sizes)
         if gram is not None:
-            found = reduce_error(found, dense, gram, seconds)
+            left = None if seconds is None else seconds - (time.perf_counter() - begin)
+            found = reduce_error(found, dense, gram, left)
         a = cls._from([w.to(dense.dtype) for w in found._weights()], sizes)
         return fit_of_train(a, dense, gram, rest)
 

@@ -1,6 +1,5 @@
 """Sizes of the axes of a definition within a budget, and the fit of its cores."""
 
-import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from onematrix.errors import BudgetError, FitError
 from onematrix.structures.base import round_up
 from onematrix.structures.block_projection import truncate
 from onematrix.structures.definition_pattern import Pattern
+from onematrix.structures.factor_sizes import ordered_splits
 from onematrix.structures.multilinear import Form, Kernel, LeastSquares
 from onematrix.structures.multilinear_fit import Search, fit_form
 from onematrix.structures.sizes import above_bound, check_sides, numbers_within
@@ -164,18 +164,8 @@ def factorisations(
     least = 1 if count == 1 else 2
     return [
         tuple(given.get(place, 0) or found[free.index(place)] for place in range(count))
-        for found in _products(rest, len(free), least)
+        for found in ordered_splits(rest, len(free), least)
     ]
-
-
-@functools.lru_cache(maxsize=4096)
-def _products(size: int, count: int, least: int) -> tuple[tuple[int, ...], ...]:
-    if count == 0:
-        return ((),) if size == 1 else ()
-    if count == 1:
-        return ((size,),) if size >= least else ()
-    first = [d for d in range(least, size + 1) if size % d == 0]
-    return tuple((d, *rest) for d in first for rest in _products(size // d, count - 1, least))
 
 
 def _too_high(pattern: Pattern, split: Sizes, wanted: Wanted, cells: int) -> tuple[str, int, int] | None:

@@ -1,5 +1,6 @@
 """How a size splits into factors: divisors, even splits, and the refusal of sizes that do not split."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TypeVar
@@ -41,6 +42,21 @@ def split_evenly(n: int, count: int) -> tuple[int, ...]:
     share = n ** (1 / count)
     first = min(divisors(n), key=lambda d: (abs(math.log(d / share)), d))
     return tuple(sorted((first, *split_evenly(n // first, count - 1))))
+
+
+@functools.lru_cache(maxsize=4096)
+def ordered_splits(n: int, count: int, least: int = 2) -> tuple[tuple[int, ...], ...]:
+    """Every way to write n as so many factors of at least so much, their order counting.
+
+    >>> ordered_splits(12, 2)
+    ((2, 6), (3, 4), (4, 3), (6, 2))
+    """
+    if count == 0:
+        return ((),) if n == 1 else ()
+    if count == 1:
+        return ((n,),) if n >= least else ()
+    first = [d for d in divisors(n) if d >= least]
+    return tuple((d, *rest) for d in first for rest in ordered_splits(n // d, count - 1, least))
 
 
 def prime_factors(n: int) -> list[int]:

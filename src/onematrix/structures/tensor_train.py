@@ -1,6 +1,7 @@
 """Tensor trains: a sum of Kronecker products of many factors, stored core by core."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -20,11 +21,13 @@ from onematrix.structures.sizes import Size
 from onematrix.structures.train_sizes import (
     TrainSizes,
     balance,
+    best_train,
     choose_train,
     fit_of_train,
     plain_limit,
     read_ranks,
     single_rank,
+    train_options,
     two_cores,
     useful_ranks,
 )
@@ -126,16 +129,20 @@ class TensorTrain(Structure):
     def _fit(cls, dense: Tensor, gram: Tensor | None, *, seconds: float | None = SECONDS, **size: Any) -> Fit:
         """Two cores: the exact projection. More: successive singular values, at most √(c − 1) × the best.
 
-        Options: rows=(m1, …), columns=(n1, …), cores=c, rank=r or (r1, …), budget. With a gram the result is
-        the start of a descent on the weighted error.
+        Options: rows=(m1, …), columns=(n1, …), cores=c, rank=r or (r1, …), budget. With a budget, splits
+        that are not given are chosen by the error. With a gram the result is the start of a descent on the
+        weighted error.
         """
         if two_cores(size):
             return fit_family(dense, gram, _choose_two(cls, *dense.shape, **size), cls, seconds)
         m, n = dense.shape
-        sizes = choose_train(cls, m, n, plain_numbers, **size)
-        found, rest = _successive(cls, dense.detach().double(), sizes)
+        begin, target = time.perf_counter(), dense.detach().double()
+        options = train_options(cls, m, n, plain_numbers, **size)
+        limit = seconds if seconds is None or gram is None else seconds / 4
+        found, rest, sizes = best_train(options, lambda s: _successive(cls, target, s), limit)
         if gram is not None:
-            found = reduce_error(found, dense, gram, seconds)
+            left = None if seconds is None else seconds - (time.perf_counter() - begin)
+            found = reduce_error(found, dense, gram, left)
         a = cls._from([core.weight.to(dense.dtype) for core in found.cores], sizes)
         return fit_of_train(a, dense, gram, rest)
 

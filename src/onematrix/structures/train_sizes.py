@@ -1,16 +1,27 @@
 """Sizes of a train of cores: how rows and columns split, and the ranks between neighbours."""
 
+import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from onematrix.errors import FitError, ShapeError
+from onematrix.errors import BudgetError, FitError, ShapeError
 from onematrix.structures.base import Fit, Structure, below_minimum, relative_error
-from onematrix.structures.factor_sizes import cannot_split, check_product, split_evenly
+from onematrix.structures.factor_sizes import (
+    cannot_split,
+    check_product,
+    ordered_splits,
+    split_evenly,
+    spread,
+)
 from onematrix.structures.sizes import above_bound, check_rank, numbers_within
+
+T = TypeVar("T")
+SPLITS = 16  # pairs of splits a fit with a budget tries, each at the cost of its singular values
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,56 @@ def choose_train(
             )
         raise below_minimum(cls, budget, smallest, m, n, what)
     return _largest(with_rank, count_numbers, allowed)
+
+
+def train_options(
+    cls: type[Structure],
+    m: int,
+    n: int,
+    count_numbers: Count,
+    limit: Limit = plain_limit,
+    *,
+    budget: float | None = None,
+    rank: int | Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
+    columns: Sequence[int] | None = None,
+    cores: int | None = None,
+) -> list[TrainSizes]:
+    """The sizes of `choose_train` and, where no rank is given, others with other splits of what is not given.
+
+    Which split is best depends on the matrix. Raises as `choose_train` where no split is within the budget.
+    """
+    if rank is not None or (rows is not None and columns is not None):
+        return [choose_train(cls, m, n, count_numbers, budget, rank, rows, columns, cores, limit)]
+    count = cores or len(rows or columns or (1, 1))
+    even = _split(cls, "rows", rows, m, count, m, n), _split(cls, "columns", columns, n, count, m, n)
+    tall = ordered_splits(m, count) if rows is None else (even[0],)
+    wide = ordered_splits(n, count) if columns is None else (even[1],)
+    found, errors = [], []
+    for r, c in [even, *spread([pair for pair in itertools.product(tall, wide) if pair != even], SPLITS - 1)]:
+        try:
+            found.append(choose_train(cls, m, n, count_numbers, budget, None, r, c, count, limit))
+        except (BudgetError, FitError) as error:
+            errors.append(error)
+    if not found:
+        raise min(errors, key=lambda e: getattr(e, "smallest", math.inf))
+    return found
+
+
+def best_train(
+    options: Sequence[TrainSizes], fit: Callable[[TrainSizes], tuple[T, float]], seconds: float | None
+) -> tuple[T, float, TrainSizes]:
+    """The fit with the least rest, the rest, and its sizes; after the first only while there is time."""
+    end = math.inf if seconds is None else time.perf_counter() + seconds
+    best: tuple[T, float, TrainSizes] | None = None
+    for sizes in options:
+        if best is not None and time.perf_counter() > end:
+            break
+        found, rest = fit(sizes)
+        if best is None or rest < best[1]:
+            best = found, rest, sizes
+    assert best is not None  # there is at least one option
+    return best
 
 
 def useful_ranks(
