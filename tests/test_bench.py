@@ -51,7 +51,7 @@ def test_the_verb_writes_its_table_and_chart(tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--only", "mlp 98", "--json"])
     assert result.exit_code == 0, result.output
     facts = json.loads((tmp_path / "compile.json").read_text())
-    assert [row["what"] for row in facts["rows"]] == ["forward", "gradients", "memory"]
+    assert [row["what"] for row in facts["rows"]] == ["forward", "gradients", "memory", "held"]
     assert facts == json.loads(result.stdout)
     assert (tmp_path / "compile.svg").exists()
 

@@ -21,8 +21,8 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def command(*arguments, folder, **more):
-    """`onematrix …` as a process of its own."""
-    line = [sys.executable, "-c", "from onematrix.cli import main; main()", *map(str, arguments)]
+    """`python -m onematrix …`, a process of its own."""
+    line = [sys.executable, "-m", "onematrix", *map(str, arguments)]
     return subprocess.run(
         line, cwd=folder, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, **more
     )

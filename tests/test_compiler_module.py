@@ -3,6 +3,7 @@
 import copy
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -229,7 +230,8 @@ def test_the_proof_finds_wrong_code(old, new):
         module = Compiled(exact, lowered)
         emitted = module._emitted[False]
         assert old in emitted.text
-        module._function = type(emitted)(emitted.text.replace(old, new), emitted.constants).function()
+        changed = replace(emitted, body=tuple(line.replace(old, new) for line in emitted.body))
+        module._function = changed.function()
         return module
 
     with pytest.raises(CompileError, match="proof: output 'z_prev', random inputs: differs"):

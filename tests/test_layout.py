@@ -25,6 +25,7 @@ LAYERS = [
     {"reports"},
     {"experiments"},
     {"cli"},
+    {"__main__"},
 ]
 GENERATED = {SOURCE / "compiler" / "emitted.py", SOURCE / "kernels" / "elementwise_numba.py"}
 PUBLIC = {

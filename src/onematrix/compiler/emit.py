@@ -8,6 +8,7 @@ from onematrix.compiler.attention import find_attention, held_back, refused_atte
 from onematrix.compiler.attention_code import emit_attention
 from onematrix.compiler.cells import find_cells
 from onematrix.compiler.code import Code, Var, shape_text, size_text
+from onematrix.compiler.demand import by_demand
 from onematrix.compiler.emitted import Emitted
 from onematrix.compiler.form import Form
 from onematrix.compiler.layers import emit_layers, find_layers
@@ -20,7 +21,7 @@ from onematrix.programs.flow import live_after, parts_read, written
 from onematrix.programs.part import ONE, Part
 from onematrix.programs.program import Program
 from onematrix.programs.run import carried_parts
-from onematrix.programs.schedule import Loop, Node, Seq
+from onematrix.programs.schedule import Loop
 from onematrix.programs.wiring import Wired, WiredLoop, WiredRow, WiredSeq, WiredStep
 
 Env = dict[str, Var]
@@ -69,20 +70,15 @@ class _Emitter:
         env: Env = {}
         for place, name in enumerate(program.inputs):
             env[name] = Var(f"in{place}", foreign=True)
-        self.node(program.schedule, program.wiring, env, True)
+        for item in by_demand(program):
+            self.node(WiredStep((item,)) if isinstance(item, WiredRow) else item, env, True)
         outputs = [self.output(name, env) for name in program.outputs]
         result = outputs[0] if len(outputs) == 1 else f"({', '.join(outputs)})"
         if self.stateful:
             result = f"{result}, ({''.join(self.handed[name] + ', ' for name in carried_parts(program))})"
-        body = [*self.code.head, *self.code.body, f"return {result}"]
-        lines = [*self.entry("\n".join(body)), *body]
-        text = "def forward(module, tables, inputs, given, seed, state, first):\n"
-        return Emitted(
-            text + "".join(f"    {line}\n" for line in lines),
-            self.code.constants,
-            tuple(self.code.head),
-            tuple(self.notes),
-        )
+        body = (*self.code.body, f"return {result}")
+        entry = self.entry("\n".join((*self.code.head, *body)))
+        return Emitted(tuple(entry), tuple(self.code.head), body, self.code.constants, tuple(self.notes))
 
     def entry(self, body: str) -> list[str]:
         """The inputs, checked, and what the body asks about them."""
@@ -149,14 +145,13 @@ class _Emitter:
         """Of each outermost loop, by id, the parts that something after it needs."""
         return live_after(self.program.schedule, set(self.program.outputs))
 
-    def node(self, node: Node, wired: Wired, env: Env, outermost: bool) -> None:
+    def node(self, wired: Wired, env: Env, outermost: bool) -> None:
         if isinstance(wired, WiredStep):
             needed = [r for r in wired.rows if self.rows.uses.get(r.part) and r.part not in self.within]
             env.update([(row.part, self.placed(row, env, outermost)) for row in needed])
         elif isinstance(wired, WiredSeq):
-            assert isinstance(node, Seq), "the wiring has the shape of the schedule"
-            for child, inner in zip(node.body, wired.body, strict=True):
-                self.node(child, inner, env, outermost)
+            for inner in wired.body:
+                self.node(inner, env, outermost)
         elif wired.loop.over is not None:
             self.over(wired, env, outermost)
         elif wired.loop.times is not None:
@@ -218,7 +213,7 @@ class _Emitter:
         code.line(f"for {tick} in range({size_text(loop.times or 0, self.sizes)}):")
         code.depth += 1
         before, self.rows.ticks = self.rows.ticks, (*self.rows.ticks, tick)
-        self.node(loop.body, wired.body, inner, False)
+        self.node(wired.body, inner, False)
         texts = [self.rows.full(inner[name]) for name in names]
         code.line(f"{', '.join(fixed[n] for n in names)}, = {', '.join(texts)},")
         code.depth -= 1
@@ -260,7 +255,7 @@ class _Emitter:
         for name, text in zip(series, each, strict=False):
             outer[name] = Var(text, env[name].single, foreign=True)
         inner |= {row.part: self.map_row(row, outer) for row in wired.feeds}
-        self.node(loop.body, wired.body, inner, False)
+        self.node(wired.body, inner, False)
         self.end_tick(wired, inner, carried, stacks, each[-1] if valid else None)
         code.depth -= 1
         self.rows.ticks = before

@@ -4,30 +4,44 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from onematrix.compiler.code import INDENT
 from onematrix.compiler.fixed_point import run_to_fixed_point
+from onematrix.compiler.repeats import share_layers
+from onematrix.compiler.statements import placed_late, statements
 from onematrix.programs.interpreter import _run_node
 from onematrix.programs.product import apply_wire
 from onematrix.structures.tree import rebuild
 
+START = "def forward(module, tables, inputs, given, seed, state, first"
+ARGUMENTS = frozenset(("module", "tables", "inputs", "given", "seed", "state", "first", "heads"))
+
 
 @dataclass(frozen=True)
 class Emitted:
-    """Text, the objects it names, those of its lines that depend on the module's tensors alone, and notes.
+    """The lines of forward, the objects they name, and notes.
 
+    entry: the inputs, looked at. head: what the module's tensors and the sizes alone decide. body: the rest.
     notes: of every kernel that was refused, why.
 
     The text comes from a checked program; nothing of it is read from a file.
     """
 
-    text: str
+    entry: tuple[str, ...]
+    head: tuple[str, ...]
+    body: tuple[str, ...]
     constants: Mapping[str, object]
-    head: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def text(self) -> str:
+        """The functions of equal layers, and forward."""
+        return self._text(f"{START}):", self.entry, self.head)
 
     def function(self) -> Any:
         """forward, as `emit` describes it."""
@@ -35,16 +49,22 @@ class Emitted:
 
     def frozen(self) -> tuple[Any, Any]:
         """(forward, prepare): prepare(module, tables, dtype, device) gives what forward takes as last argument."""
-        head = _decided(self.head)
-        names = "".join(f"{line.split(' = ', 1)[0]}, " for line in head)
-        start, body = self.text.split("\n", 1)
-        for line in head:
-            body = body.replace(f"    {line}\n", "", 1)
-        taken = f"    ({names}) = heads\n" if names else ""
-        lines = "".join(f"    {line}\n" for line in head)
-        prepare = f"def prepare(module, tables, dtype, device):\n{lines}    return ({names})\n"
-        space = self._run(f"{start.replace('first):', 'first, heads):')}\n{taken}{body}\n{prepare}")
+        decided = _decided(self.head)
+        names = "".join(f"{line.split(' = ', 1)[0]}, " for line in decided)
+        taken = (f"({names}) = heads",) if names else ()
+        late = [line for line in self.head if line not in decided]
+        forward = self._text(f"{START}, heads):", (*taken, *self.entry), late)
+        lines = "".join(f"{INDENT}{line}\n" for line in decided)
+        prepare = f"def prepare(module, tables, dtype, device):\n{lines}{INDENT}return ({names})\n"
+        space = self._run(f"{forward}\n{prepare}")
         return space["forward"], space["prepare"]
+
+    def _text(self, start: str, entry: Sequence[str], head: Sequence[str]) -> str:
+        body = placed_late(statements(head), statements(self.body))
+        made = {name for each in (*statements(entry), *body) for name in (*each.made, *each.inner)}
+        shared = share_layers(body, ARGUMENTS | made, frozenset(self.constants))
+        forward = [start, *(INDENT + line for line in (*entry, *shared.lines))]
+        return "\n\n".join("\n".join(lines) for lines in (*shared.layers, forward)) + "\n"
 
     def _run(self, text: str) -> dict[str, Any]:
         space: dict[str, Any] = {

@@ -16,7 +16,7 @@ from onematrix.records.timing import Ratio, compare, time_call
 from onematrix.reports.figures import new_figure, save, targets
 
 TOLERANCE = 2e-4
-MEMORY = 1.10  # peak bytes of ours ÷ peer, forward and backward
+MEMORY = 1.10  # peak bytes of ours ÷ peer
 TICKS = (0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 
 
@@ -24,6 +24,7 @@ TICKS = (0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 class Line:
     """One measured row: seconds (or peak bytes) of ours ÷ peer, 95 % interval, target, and ours ÷ floor.
 
+    what: "forward" and "gradients" (with those) are times, "memory" (with gradients) and "held" (without) peak bytes.
     amount: of ours, in `unit` (ms or MB). floor: seconds of ours ÷ those of its matrix products; None for memory.
     """
 
@@ -121,9 +122,16 @@ def _lines(case: Case, ours: Compiled, pairs: int) -> Iterator[Line]:
     if case.floor_targets is not None:
         ratio = compare(gradients, slopes, pairs)
         yield _line(case, "gradients", ratio, case.floor_targets[1], floors[1], PRODUCTS)
-    peaks = peak_bytes(gradients), peak_bytes(peer_gradients)
-    memory = peaks[0] / peaks[1]
-    yield Line(case.name, case.peer_name, "memory", memory, memory, memory, MEMORY, peaks[0] / 1e6, unit="MB")
+    yield _memory(case, "memory", gradients, peer_gradients)
+    with torch.no_grad():
+        yield _memory(case, "held", forward, lambda: case.peer(*case.inputs))
+
+
+def _memory(case: Case, what: str, ours: Callable[[], object], theirs: Callable[[], object]) -> Line:
+    """Peak bytes of both."""
+    mine, peer = peak_bytes(ours), peak_bytes(theirs)
+    ratio = mine / peer
+    return Line(case.name, case.peer_name, what, ratio, ratio, ratio, MEMORY, mine / 1e6, unit="MB")
 
 
 INDUCTOR = 'torch.compile(mode="max-autotune") of both'
