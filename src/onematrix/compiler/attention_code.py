@@ -9,6 +9,7 @@ from onematrix.compiler.attention import Attention, Axes, Mask, scaled_parts
 from onematrix.compiler.code import Var
 from onematrix.compiler.products import Terms
 from onematrix.compiler.rows import Rows
+from onematrix.kernels.attention import attend
 from onematrix.kernels.banded_attention import banded_attention
 
 Env = dict[str, Var]
@@ -46,6 +47,7 @@ def _call(found: Attention, turned: str, scale: float, rows: Rows, env: Env) -> 
     options = ", is_causal=True" if band is not None else ""
     if mask is not None:
         options = f", attn_mask={_mask(mask, found, rows, env)}"
+    rows.code.constants["attend"] = attend
     return f"attend({turned}{options}, scale={scale!r})"
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from onematrix.compiler.code import Code
 from onematrix.compiler.costs import GAIN, convolution_slope
 from onematrix.compiler.form import Form
+from onematrix.kernels.channels_last import channels_last
 from onematrix.kernels.convolution_shifted import shifted_convolution
 from onematrix.kernels.convolution_spectral import convolution_by_length, spectral_convolution
 from onematrix.structures.convolution import Convolution
@@ -31,8 +32,8 @@ def convolution_text(a: Convolution, x: str, weight: str, bias: str, form: Form,
         kernel = code.constant(shifted_convolution)
         return f"{kernel}({x}, {weight}{bias}, {a.paddings[0]}, {a.dilations[0]})"
     if a.dimensions == 2 and not form.channels_first:
-        last = ".contiguous(memory_format=torch.channels_last)"
-        x, weight = f"{x}{last}", code.first(f"{weight}{last}")
+        last = code.constant(channels_last)
+        x, weight = f"{last}({x})", code.first(f"{last}({weight})")
     padding = [before for before, _ in a.paddings]
     if any(before != after or before < 0 for before, after in a.paddings):
         frame = [side for pair in reversed(a.paddings) for side in pair]

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onematrix.errors import ShapeError
+from onematrix.kernels.attention import attend
 
 BLOCKS = (16, 32, 64, 128)  # queries taken together
 OVERHEAD = 32  # keys' worth of time a query costs whatever its block, times the block's size: measured
@@ -69,7 +70,7 @@ def masked_attention(
     """The same as one product under a mask: T² (d + e) multiply-adds."""
     place = torch.arange(queries.shape[-2], device=queries.device)
     mask = _band(place[:, None], place, before, after)
-    return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+    return attend(queries, keys, values, attn_mask=mask, scale=scale)
 
 
 def _band(query: Tensor, key: Tensor, before: int, after: int) -> Tensor:
@@ -89,7 +90,7 @@ def _in_blocks(
     q = q.reshape(-1, count, block, queries.shape[-1])
     k, v = (_windows(x, count, block, reach, behind) for x in (keys, values))
     mask = _mask(ticks, count, block, reach, band, queries.device)
-    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    out = attend(q, k, v, attn_mask=mask, scale=scale)
     out = out.reshape(*lead, count * block, values.shape[-1])
     return out[..., :ticks, :] if behind else out
 

@@ -4,11 +4,12 @@ Time leads: inputs are (T, B, I), hidden states (B, H). Weights are given per ga
 them, and concatenated in torch's order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from onematrix.errors import CompileError, ShapeError
 
@@ -55,6 +56,9 @@ def native_lstm(
     if len(inputs) == 0:
         return _empty(inputs, init[0]), (init[0].clone(), init[1].clone())
     weights = _weights(w_ih, w_hh, b_ih, b_hh, "native_lstm", 4)
+    if _is_mapped():
+        out, (h, c) = _by_ticks(_lstm_tick, inputs, init, weights, reverse)
+        return out, (h, c)
     state = (init[0].unsqueeze(0), init[1].unsqueeze(0))
     out, h, c = torch.lstm(*_arguments(inputs, state, weights, reverse))
     return _in_time_order(out, reverse), (h.squeeze(0), c.squeeze(0))
@@ -78,8 +82,48 @@ def native_gru(
     if len(inputs) == 0:
         return _empty(inputs, init), init.clone()
     weights = _weights(w_ih, w_hh, b_ih, b_hh, "native_gru", 3)
+    if _is_mapped():
+        out, (h,) = _by_ticks(_gru_tick, inputs, (init,), weights, reverse)
+        return out, h
     out, final = torch.gru(*_arguments(inputs, init.unsqueeze(0), weights, reverse))
     return _in_time_order(out, reverse), final.squeeze(0)
+
+
+def _is_mapped() -> bool:
+    """Whether vmap is the transform at work: torch has no rule to map its own cells over samples."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return False
+    return bool(torch._C._functorch.peek_interpreter_stack().key() == torch._C._functorch.TransformType.Vmap)
+
+
+def _by_ticks(
+    tick: Callable[..., tuple[Tensor, ...]],
+    inputs: Tensor,
+    state: tuple[Tensor, ...],
+    weights: list[Tensor],
+    reverse: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """All hidden states and the final state by operations that have every derivative and every rule."""
+    w_ih, w_hh, *biases = weights
+    b_ih, b_hh = biases if biases else (None, None)
+    fed = linear(inputs, w_ih, b_ih).unbind(0)
+    hidden = []
+    for a in reversed(fed) if reverse else fed:
+        state = tick(a, linear(state[0], w_hh, b_hh), state)
+        hidden.append(state[0])
+    return torch.stack(hidden[::-1] if reverse else hidden), state
+
+
+def _lstm_tick(a: Tensor, r: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    i, f, g, o = (a + r).chunk(4, -1)
+    c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def _gru_tick(a: Tensor, r: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    (ar, az, an), (rr, rz, rn) = a.chunk(3, -1), r.chunk(3, -1)
+    z, n = (az + rz).sigmoid(), (an + (ar + rr).sigmoid() * rn).tanh()
+    return ((1 - z) * n + z * state[0],)
 
 
 def _arguments(inputs: Tensor, state: object, weights: list[Tensor], reverse: bool) -> tuple[Any, ...]:
