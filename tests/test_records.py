@@ -1,11 +1,13 @@
 """Files are whole or absent; torn lines are dropped; the machine is described."""
 
+import gc
 import json
 import os
 
 import pytest
 
 from onematrix.errors import FormatError, OneMatrixError
+from onematrix.records.collector import collector_at_rest
 from onematrix.records.files import append_line, make_folder, read_json, read_lines, replacing, write_json
 from onematrix.records.machine import describe_machine, versions
 
@@ -60,3 +62,20 @@ def test_the_machine_is_described_in_plain_data():
     assert json.loads(json.dumps(facts)) == facts
     assert facts["threads"] >= 1
     assert versions()["onematrix"]
+
+
+def test_the_collector_is_left_as_it_was():
+    import gc
+
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="inside"), collector_at_rest():
+        assert not gc.isenabled()
+        raise ValueError("inside")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with collector_at_rest():
+            pass
+        assert not gc.isenabled(), "it was off before"
+    finally:
+        gc.enable()

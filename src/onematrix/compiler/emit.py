@@ -23,6 +23,7 @@ from onematrix.programs.program import Program
 from onematrix.programs.run import carried_parts
 from onematrix.programs.schedule import Loop
 from onematrix.programs.wiring import Wired, WiredLoop, WiredRow, WiredSeq, WiredStep
+from onematrix.records.collector import collector_at_rest
 
 Env = dict[str, Var]
 
@@ -30,6 +31,7 @@ Env = dict[str, Var]
 PLAIN = Form()
 
 
+@collector_at_rest()
 def emit(
     program: Program, slots: dict[int, int], names: Sequence[str], stateful: bool = False, form: Form = PLAIN
 ) -> Emitted:

@@ -30,7 +30,8 @@ def _release(
 ) -> list[Statement]:
     own = {name for each in body for name in each.made if times[name] == 1 and not each.looked_up}
     own |= {name for name in given if not times[name]}
-    last = {name: place for place, each in enumerate(body) for name in each.words if name in own - held}
+    own -= held
+    last = {name: place for place, each in enumerate(body) for name in each.words if name in own}
     ends: dict[int, list[str]] = {}
     for name, place in last.items():
         if not body[place].lines[0].startswith("return "):

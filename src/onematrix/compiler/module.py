@@ -15,6 +15,7 @@ from onematrix.programs.ownership import adopt, rebuild_all, slot_tensors
 from onematrix.programs.program import Program
 from onematrix.programs.run import Run, begin, carried_parts
 from onematrix.programs.substitution import replace_structures
+from onematrix.records.collector import collector_at_rest
 from onematrix.structures.tree import layout, rebuild
 
 State = dict[str, Tensor]
@@ -29,6 +30,7 @@ class Compiled(nn.Module):
     `text` shows the code, `lowered` the program it was made from.
     """
 
+    @collector_at_rest()
     def __init__(self, source: Program, lowered: Program, form: Form = PLAIN) -> None:
         super().__init__()
         self._source, self._lowered, self.form = source, lowered, form

@@ -15,6 +15,7 @@ from onematrix.compiler.reading import read_program
 from onematrix.compiler.rewriting import rewrite
 from onematrix.compiler.writing import write_program
 from onematrix.programs.program import Program
+from onematrix.records.collector import collector_at_rest
 
 Pass = Callable[[Graph, list[str]], Graph]
 
@@ -48,6 +49,7 @@ class Trace:
         return "\n".join(f"{name}: {what}" for name, what in self.fired) or "no pass fired"
 
 
+@collector_at_rest()
 def lower(program: Program, trace: Trace | None = None, verify: bool = False) -> Program:
     """The program with the same meaning that costs least; lowering it again gives the same text.
 
