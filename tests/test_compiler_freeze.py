@@ -223,3 +223,48 @@ def test_after_an_export_it_is_what_it_was():
         next(frozen.parameters()).mul_(2)
     with pytest.raises(CompileError, match="written in place"):
         frozen(x)
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+@pytest.mark.parametrize(
+    "dense",
+    [
+        matrix([1, INF], [2, 3]),
+        matrix([-INF, 0], [0, 2]),
+        matrix([NAN, NAN], [NAN, NAN]),
+        matrix([1, 0], [0, NAN]),
+    ],
+    ids=["inf", "minus inf", "all nan", "nan"],
+)
+def test_numbers_that_are_not_finite_stay_what_they_are(dense, tolerance):
+    assert recognise(dense, tolerance).name == "dense"
+    G = om.BlockMatrix({("y", "x"): Dense(dense)}, {"x": 2, "y": 2})
+    module = om.compile(om.Program(om.Step(G), ["x"], ["y"]), prove=False)
+    x = matrix([1, 2], [-1, 3])
+    same(module.freeze(tolerance)(x), x @ dense.T)
+
+
+@pytest.mark.parametrize("tolerance", [-1e-9, 1.0, INF, NAN, None, "much"])
+def test_a_tolerance_that_is_none_is_refused(tolerance):
+    module, _, _ = frozen_pair()
+    with pytest.raises(CompileError, match=rf"freeze: a tolerance from 0 .* was needed, got {tolerance!r}"):
+        module.freeze(tolerance)
+
+
+def test_shards_of_distributed_tensors_are_refused():
+    module, _, _ = frozen_pair()
+    module.get_parameter("blocks.x1.x0.weight").full_tensor = lambda: None
+    with pytest.raises(
+        CompileError, match=r"freeze: blocks\.x1\.x0\.weight are shards of .* full state"
+    ) as caught:
+        module.freeze()
+    assert caught.value.sharded == ["blocks.x1.x0.weight"]
+
+
+def test_a_program_is_frozen_on_meta():
+    module, frozen, x = frozen_pair()
+    abstract = copy.deepcopy(module).to("meta").freeze()
+    assert abstract(x.to("meta")).shape == frozen(x).shape

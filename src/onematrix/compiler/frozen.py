@@ -165,7 +165,23 @@ def _fold_again(module: nn.Module, _: object) -> None:
 
 
 def freeze(compiled: Compiled, tolerance: float = 0.0) -> Frozen:
-    """The compiled program for inference alone. tolerance: of the recognition of structures; 0: bit-equal."""
+    """The compiled program for inference alone. tolerance: of the recognition of structures; 0: bit-equal.
+
+    Raises CompileError for a tolerance outside [0, 1), and for weights that are shards of a distributed tensor.
+    """
+    if not isinstance(tolerance, int | float) or not 0 <= tolerance < 1:
+        raise CompileError(
+            "freeze: a tolerance from 0 (equal bits) to below 1, relative to the largest entry, was needed, "
+            f"got {tolerance!r}",
+            got=tolerance,
+        )
+    if sharded := [name for name, p in compiled.named_parameters() if hasattr(p, "full_tensor")]:
+        raise CompileError(
+            f"freeze: {', '.join(sharded[:5])} are shards of distributed tensors, and structures are found in whole "
+            "matrices; load the full state (torch.distributed.checkpoint.state_dict) into a module that is not "
+            "sharded, and freeze that",
+            sharded=sharded,
+        )
     program = compiled.program
     copies: dict[int, Tensor] = {}
 

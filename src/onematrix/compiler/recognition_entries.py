@@ -42,10 +42,14 @@ class Entries:
 def find_entries(a: Structure, tolerance: float = 0.0) -> Entries | None:
     """The entries of a matrix that stores them one by one; None for other structures.
 
+    None too where an entry is infinite or nan, which no other structure multiplies alike, and on "meta".
     tolerance: relative to the largest entry.
     """
     m, n = a.shape
     if not isinstance(a, Dense | CSR | CSC | Masked) or isinstance(m, str) or isinstance(n, str):
+        return None
+    weight = a.weight if isinstance(a, Dense) else a.values
+    if weight.is_meta or not bool(weight.detach().isfinite().all()):
         return None
     if isinstance(a, Dense):
         flat = a.weight.detach().reshape(-1)
