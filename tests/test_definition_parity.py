@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 
-from onematrix.structures import STRUCTURES, definition_plan
+from onematrix.structures import STRUCTURES, definition_plan, multilinear, multilinear_fit
 from onematrix.structures.definition import define, forget
-from onematrix.structures.definition_fit import project_pair
+from onematrix.structures.definition_fit import project_cores
 from onematrix.structures.definition_plan import LAYOUTS, apply, plan
-from onematrix.structures.multilinear import Form
+from onematrix.structures.multilinear import Form, Kernel, gram_diagonal, gram_numbers
+from onematrix.structures.multilinear_fit import Search, fit_form
 from structure_cases import generator, near, normal
 
 
@@ -46,13 +47,81 @@ def test_fits_of_two_cores_are_exact_whatever_the_axes():
     form = Form(("prga", "grpe"), "pe", "ga")
     sizes = {"p": 3, "e": 5, "g": 2, "a": 4, "r": 2}
     dense = normal(15, 8)
-    cores = project_pair(form, dense, sizes)
+    cores = project_cores(form, dense, sizes)
     found = form.expand(cores).reshape(15, 8)
     values = torch.linalg.svdvals(dense.reshape(3, 5, 2, 4).transpose(1, 2))
     assert float((dense - found).norm()) == pytest.approx(float(values[..., 2:].norm()), rel=1e-10)
     for _ in range(20):  # no neighbour is nearer
         near_by = form.expand([c + 1e-3 * torch.randn(c.shape, dtype=c.dtype) for c in cores]).reshape(15, 8)
         assert (dense - near_by).norm() >= (dense - found).norm()
+
+
+THREE = {  # einsum of three cores, sizes of the fit by hand at 27 × 64, names of these sizes
+    "tensor_train": ("u[i a r], v[r j b s], w[s k c] -> (i j k) (a b c)", {"rank": (4, 3)}),
+    "block_tensor_train": ("u[c b i r a], v[i c j s r b], w[i j k s c] -> (i j k) (c b a)", {"rank": (2, 2)}),
+    "canonical": ("u[q r a], v[q r b], w[q r c] -> (q) (a b c)", {"rank": 2, "modes": (4, 4, 4)}),
+}
+
+
+@pytest.mark.parametrize("noise", [0.05, 1.0])
+@pytest.mark.parametrize("name", THREE)
+def test_fits_of_three_cores_are_as_near_as_those_by_hand(name, noise):
+    """A smooth matrix with noise; axes that all cores have once let the search end at the zero matrix."""
+    pattern, options = THREE[name]
+    x, y = torch.linspace(0, 1, 27).double(), torch.linspace(0, 1, 64).double()
+    dense = torch.exp(-8 * (x[:, None] - y) ** 2) + noise * normal(27, 64)
+    rank = options["rank"]
+    sizes = {"a": 4, "b": 4, "c": 4}
+    if name == "canonical":
+        sizes |= {"q": 27, "r": rank}
+    else:
+        sizes |= {"i": 3, "j": 3, "k": 3, "r": rank[0], "s": rank[1]}
+        options = options | {"rows": (3, 3, 3), "columns": (4, 4, 4)}
+    by_hand = STRUCTURES[name].fit(dense, seconds=None, **options)
+    cls = define("test_three", pattern)
+    try:
+        found = cls.fit(dense, sizes=sizes, seconds=None)
+        assert found.error <= 1.01 * by_hand.error
+    finally:
+        forget("test_three")
+
+
+@pytest.mark.parametrize("pattern", ["w[i j] -> (i) (j)", "w[j i] -> (i) (j)", "w[i j k] -> (k j) (i)"])
+def test_every_matrix_is_a_member_of_one_core(pattern):
+    dense = normal(4, 6)
+    cls = define("test_one", pattern)
+    try:
+        for gram in (None, torch.eye(6).double() + 1):
+            assert cls.fit(dense, sizes={"j": 2} if "k" in pattern else {}, gram=gram).error < 1e-14
+    finally:
+        forget("test_one")
+
+
+def test_chains_are_split_by_successive_singular_values():
+    form = Form(("iar", "rjbs", "skc"), "ijk", "abc")
+    sizes = dict(zip("iajbkcrs", (2, 3, 2, 2, 3, 2, 3, 4), strict=True))
+    dense = normal(12, 12)
+    found = form.expand(project_cores(form, dense, sizes)).reshape(12, 12)
+    by_hand = STRUCTURES["tensor_train"].fit(dense, rows=(2, 2, 3), columns=(3, 2, 2), rank=(3, 4))
+    near(found, by_hand.structure.to_dense())
+
+
+def test_where_a_gram_is_too_large_its_diagonal_stands_for_it(monkeypatch):
+    form = Form(("iar", "rjbs", "skc"), "ijk", "abc")
+    sizes = dict(zip("iajbkcrs", (2, 3, 2, 2, 3, 2, 3, 4), strict=True))
+    cores = [torch.randn(s, generator=generator(), dtype=torch.float64) for s in form.shapes(sizes)]
+    kernel = Kernel(form)
+    middle = kernel.gram(cores, 1)
+    assert middle.numel() == gram_numbers(form, 1, sizes) == 12**2
+    near(gram_diagonal(form, cores, 1)[..., 0], middle.diagonal(dim1=1, dim2=2))
+    dense = normal(12, 12)
+    whole = form.expand(fit_form(kernel, dense, sizes, search=Search(None)))
+    for module in (multilinear, multilinear_fit):
+        monkeypatch.setattr(module, "MOST_GRAM", 100)
+    monkeypatch.setattr(kernel, "gram", lambda cores, k: (k == 1 and 1 / 0) or Kernel.gram(kernel, cores, k))
+    found = form.expand(fit_form(kernel, dense, sizes, search=Search(None)))
+    least = float((whole.reshape(12, 12) - dense).norm())
+    assert float((found.reshape(12, 12) - dense).norm()) < 1.05 * least
 
 
 def test_ranks_above_a_block_hold_zeros_and_two_rank_axes_are_one():

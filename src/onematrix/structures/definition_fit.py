@@ -83,12 +83,12 @@ def fit_cores(
     seconds = None if search.seconds is None else search.seconds / len(tried)
     for sizes in tried:
         letters = pattern.in_letters(sizes)
-        given = [project_pair(pattern.form, dense, letters)] if len(pattern.cores) == 2 else []
-        if given and gram is None:
-            cores = given[0]
+        given = project_cores(pattern.form, dense, letters)
+        if len(given) == 1 or (len(given) == 2 and gram is None):
+            cores = given
         else:
             own = Search(seconds, search.starts, search.seed)
-            cores = fit_form(kernel, dense, letters, gram, own, given)
+            cores = fit_form(kernel, dense, letters, gram, own, [given])
         shaped = dense.double().reshape([letters[c] for c in pattern.form.output])
         least = LeastSquares(kernel, shaped, letters, None if gram is None else gram.double())
         error = least.value(least.pack(cores))[0]
@@ -97,8 +97,26 @@ def fit_cores(
     return best[1], best[2]
 
 
-def project_pair(form: Form, dense: Tensor, sizes: Mapping[str, int]) -> list[Tensor]:
-    """The nearest member of a form of two cores, in float64: exact.
+def project_cores(form: Form, dense: Tensor, sizes: Mapping[str, int]) -> list[Tensor]:
+    """Cores in float64: every matrix is a member of a form of one, the nearest member of one of two.
+
+    More are split off one by one, each from all that follow, by `_split_pair`. What is left out at one core is
+    orthogonal to what later ones keep: on chains this is the error of successive singular values.
+    """
+    if len(form.cores) == 1:
+        axes = [form.output.index(c) for c in form.cores[0]]
+        return [dense.double().reshape([sizes[c] for c in form.output]).permute(axes).contiguous()]
+    first, *rest = form.cores
+    if len(rest) == 1:
+        return list(_split_pair(form, dense, sizes, even=True))
+    ahead = set(form.output) | set(first)
+    kept = "".join(dict.fromkeys(c for core in rest for c in core if c in ahead))
+    core, left = _split_pair(Form((first, kept), form.rows, form.columns), dense, sizes, even=False)
+    return [core, *project_cores(Form(tuple(rest), kept, ""), left, sizes)]
+
+
+def _split_pair(form: Form, dense: Tensor, sizes: Mapping[str, int], *, even: bool) -> tuple[Tensor, Tensor]:
+    """The nearest member of a form of two cores: exact. Not even: the first core is orthonormal.
 
     For every value of the axes of the matrix that both cores have, the rest is a matrix from the axes of the
     one to those of the other, of a rank that is the product of the rank axes: its largest singular values.
@@ -113,13 +131,17 @@ def project_pair(form: Form, dense: Tensor, sizes: Mapping[str, int]) -> list[Te
     blocks = dense.double().reshape([sizes[c] for c in form.output]).permute(order).reshape(count, p, q)
     rank = math.prod(sizes[c] for c in ranks)
     u, v, _ = truncate(blocks, min(rank, p, q))
+    if not even:
+        norms = u.norm(dim=1).clamp(min=1e-300)  # (count, rank), √σ
+        u, v = u / norms[:, None], v * norms[:, :, None]
     more = rank - u.shape[2]  # a rank axis above the size of a block holds zeros
     u, v = torch.nn.functional.pad(u, (0, more)), torch.nn.functional.pad(v, (0, 0, 0, more))
     laid = both + sides[0] + ranks, both + ranks + sides[1]
-    return [
+    left, right = (
         part.reshape([sizes[c] for c in letters]).permute([letters.index(c) for c in axes]).contiguous()
         for part, letters, axes in zip((u, v), laid, form.cores, strict=True)
-    ]
+    )
+    return left, right
 
 
 def _check_fixed(name: str, pattern: Pattern, fixed: Mapping[str, int]) -> None:

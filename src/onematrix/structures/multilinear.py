@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Cores = Sequence[Tensor]
+MOST_GRAM = 2**25  # numbers of a gram RᵀR; of a larger one the diagonal stands for it
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,19 @@ class Kernel:
         return gram.reshape(-1, size, size)
 
 
+def gram_numbers(form: Form, k: int, sizes: Mapping[str, int]) -> int:
+    """Numbers of RᵀR of the k-th core."""
+    how = block(form, k)
+    return math.prod(sizes[c] for c in how.shared) * math.prod(sizes[c] for c in how.ranks) ** 2
+
+
+def gram_diagonal(form: Form, cores: Cores, k: int) -> Tensor:
+    """An estimate of the diagonal of RᵀR, (shared, ranks, 1): exact where the other cores share no rank axis."""
+    how, rest = block(form, k), [cores[i].square() for i in form.others(k)]
+    found = contract(f"{','.join(form.cores[i] for i in form.others(k))}->{how.shared}{how.ranks}", *rest)
+    return found.reshape(-1, math.prod(found.shape[len(how.shared) :]), 1)
+
+
 def alternate(kernel: Kernel, cores: Cores, target: Tensor, sweeps: int, ridge: float) -> list[Tensor]:
     """Each core in turn its exact least-squares solution given the others: alternating least squares."""
     form, cores = kernel.form, list(cores)
@@ -208,6 +222,12 @@ class LeastSquares:
         weight = 1.0 if self.gram is None else float(self.gram.diagonal().mean())
         inverses = []
         for k in range(count):
+            if gram_numbers(self.form, k, self.sizes) > MOST_GRAM:
+                diagonal = gram_diagonal(self.form, cores, k) + self.decay / weight
+                inverses.append(
+                    1 / ((diagonal + self.ridge * diagonal.mean(1, keepdim=True)) * weight * count)
+                )
+                continue
             factor = gram_factor(self.kernel.gram(cores, k), self.ridge, self.decay / weight)
             # applied often to few right-hand sides each: as an inverse, at a product's speed
             inverses.append(torch.cholesky_inverse(factor) / (weight * count))
@@ -222,7 +242,8 @@ class LeastSquares:
         how = block(self.form, k)
         order = [how.axes.index(c) for c in how.shared + how.ranks + how.own]
         right = part.permute(order).reshape(*inverse.shape[:2], -1)
-        return place_block(self.form, k, torch.bmm(inverse, right), self.sizes)
+        full = inverse.shape[1] == inverse.shape[2]
+        return place_block(self.form, k, torch.bmm(inverse, right) if full else inverse * right, self.sizes)
 
     def _flat(self, rest: Tensor) -> Tensor:
         return rest.reshape(-1, rest.shape[-1] if self.gram is None else self.gram.shape[0])

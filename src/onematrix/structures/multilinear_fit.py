@@ -5,7 +5,8 @@ ends in one of them or in a swamp of slow progress. What helps is weight decay �
 by step to zero: decay on the cores of a k-fold product acts on the size a of a component as λ a^(2/k), so
 that components enter one after the other, largest first, and none starts in the way of another. The first
 λ stands just below the one at which the zero matrix is a minimum: with ‖T‖² spread evenly on r components
-that is of the order (‖T‖ ÷ √r)^(2 − 2/k).
+that is of the order (‖T‖ ÷ √r)^(2 − 2/k). Axes that every core has number problems of their own, each with its
+share of ‖T‖².
 """
 
 import math
@@ -18,7 +19,15 @@ from torch import Tensor
 
 from onematrix.structures.base import SECONDS
 from onematrix.structures.descent import descend
-from onematrix.structures.multilinear import Cores, Kernel, LeastSquares, alternate, balance
+from onematrix.structures.multilinear import (
+    MOST_GRAM,
+    Cores,
+    Kernel,
+    LeastSquares,
+    alternate,
+    balance,
+    gram_numbers,
+)
 
 EXACT = 1e-11  # a relative error at which a fit in float64 is called exact
 ALIKE = 0.01  # two starts that end so close to each other end the search
@@ -115,7 +124,8 @@ class _Problem:
         """From a random start, through weight decay lowered stage by stage."""
         form, count = self.form, len(self.form.cores)
         components = math.prod(self.sizes[c] for c in form.ranks)
-        scale = (math.sqrt(self.quick.target.numel()) / math.sqrt(components)) ** (2 - 2 / count)
+        alone = math.prod(self.sizes[c] for c in form.output if all(c in core for core in form.cores))
+        scale = math.sqrt(self.quick.target.numel() / (components * alone)) ** (2 - 2 / count)
         x = self.quick.pack(self.random_start())
         leave = self.end - 0.25 * (self.end - time.perf_counter()) if self.end < math.inf else math.inf
         for stage in range(stages):
@@ -127,12 +137,15 @@ class _Problem:
         return self.descend(x, STAGE_STEPS)
 
     def random_start(self) -> list[Tensor]:
-        """Gaussian cores at the scale of the target, after three sweeps of alternating least squares."""
+        """Gaussian cores at the scale of the target, after three sweeps of least squares where these are small."""
         dtype, target = self.quick.target.dtype, self.quick.target
         cores = [torch.randn(s, generator=self.generator, dtype=torch.float64) for s in self.quick.shapes]
         size = float(self.form.expand(cores).norm()) or 1.0
         factor = (float(target.norm()) / size) ** (1 / len(cores))
-        return alternate(self.kernel, [(c * factor).to(dtype) for c in cores], target, 3, 1e-6)
+        scaled = [(c * factor).to(dtype) for c in cores]
+        if max(gram_numbers(self.form, k, self.sizes) for k in range(len(cores))) > MOST_GRAM:
+            return scaled
+        return alternate(self.kernel, scaled, target, 3, 1e-6)
 
     def shake(self, core: Tensor) -> Tensor:
         """The core with noise of 1 % of its size, so that components at zero can grow."""
