@@ -9,6 +9,7 @@ from onematrix.compiler.convolution_code import convolution_text
 from onematrix.compiler.form import Form
 from onematrix.compiler.merging import Merge, plan_merges, unscale
 from onematrix.compiler.views import moves, shares, view_text
+from onematrix.kernels.noise import draw_noise
 from onematrix.programs.part import ONE, Part
 from onematrix.programs.program import Program
 from onematrix.programs.wiring import Wire
@@ -113,8 +114,6 @@ class Products:
         if value.product is None:
             return value.text
         return self.code.let(f"{value.product[0]} * {value.product[1]}").text
-
-    # Sums.
 
     def merged(self, wire: Wire, env: dict[str, Var]) -> Var:
         """The slice of a merged product that is this wire's; the product is made at the first of them."""
@@ -283,7 +282,10 @@ class Products:
 
     def draw(self, name: str) -> Var:
         """A noise part at the present tick."""
-        return self.code.let(f"{self.run()}.draw({name!r}, ({''.join(t + ', ' for t in self.ticks)}))")
+        ticks = "".join(f"{t}, " for t in self.ticks)
+        shape = shape_text(self.program.parts[name], self.sizes)
+        draw = self.code.constant(draw_noise)
+        return self.code.let(f"{draw}(seed, {name!r}, ({ticks}), (batch, {shape}), dtype, device)")
 
     ticks: tuple[str, ...] = ()
 
