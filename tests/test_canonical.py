@@ -141,6 +141,9 @@ def test_a_budget_takes_the_modes_of_least_error():
     exact = Canonical.fit(two.to_dense(), 0.75)
     assert exact.structure.sizes == (8, 8)
     assert exact.predicted < 1e-12
+    near_two = Canonical.fit(two.to_dense() + 1e-3 * normal(8, 64), 0.75)
+    assert near_two.structure.sizes == (8, 8)
+    assert near_two.predicted == pytest.approx(near_two.error)
     noise = normal(8, 64)
     best = Canonical.fit(noise, modes=(8, 8), budget=0.75).error
     assert Canonical.fit(noise, 0.75, seconds=0.01).error <= best

@@ -86,6 +86,19 @@ def test_fits_of_three_cores_are_as_near_as_those_by_hand(name, noise):
         forget("test_three")
 
 
+def test_a_search_over_problems_side_by_side_is_as_good_as_over_each_alone():
+    """Weight decay is measured by the share of one of them: by the norm of all it left nothing but zero."""
+    dense = normal(40, 27)
+    form, sizes = Form(("qra", "qrb", "qrc"), "q", "abc"), {"a": 3, "b": 3, "c": 3, "r": 2}
+    search = Search(None, starts=1)
+
+    def error(rows):
+        found = form.expand(fit_form(Kernel(form), rows, sizes | {"q": len(rows)}, search=search)).flatten(1)
+        return float((found - rows).norm() / rows.norm())
+
+    assert error(dense) < 1.1 * sum(error(dense[k : k + 1]) for k in range(4)) / 4
+
+
 @pytest.mark.parametrize("pattern", ["w[i j] -> (i) (j)", "w[j i] -> (i) (j)", "w[i j k] -> (k j) (i)"])
 def test_every_matrix_is_a_member_of_one_core(pattern):
     dense = normal(4, 6)
