@@ -10,7 +10,14 @@ import torch
 import onematrix as om
 from onematrix.errors import FitError
 from onematrix.learners import trials
-from onematrix.structures import STRUCTURES, canonical, descent, multilinear_fit, weighted_error
+from onematrix.structures import (
+    STRUCTURES,
+    block_kronecker,
+    canonical,
+    descent,
+    multilinear_fit,
+    weighted_error,
+)
 from onematrix.structures.base import SECONDS, Fit, fittable, relative_error, takes_seconds
 from structure_cases import normal
 
@@ -47,7 +54,7 @@ def test_a_weighted_descent_ends_with_its_time(name, seconds, monkeypatch):
     plain = relative_error(fit(target, **DESCENTS[name]).structure, target, gram)
     looks = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: next(looks))
-    for module in (canonical, descent, multilinear_fit, weighted_error):
+    for module in (block_kronecker, canonical, descent, multilinear_fit, weighted_error):
         monkeypatch.setattr(module, "time", clock)
     found = fit(target, gram=gram, seconds=seconds, **DESCENTS[name]).error
     assert next(looks) <= seconds + 20

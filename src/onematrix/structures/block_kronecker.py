@@ -1,5 +1,6 @@
 """The block-Kronecker family: the general member, its best fit, and its conversions to the named ones."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeVar
@@ -210,6 +211,7 @@ def _fit_weighted(
     cls: type[Structure],
     seconds: float | None,
 ) -> Fit:
+    begin = time.perf_counter()
     starts = [_project_weighted(dense, gram, f) for f in options]
     best, exact = min(starts, key=lambda start: relative_error(start[0], dense, gram))
     if exact:
@@ -217,7 +219,8 @@ def _fit_weighted(
         return Fit(a, relative_error(a, dense, gram), relative_error(best, dense, gram))
     plain = BlockKronecker(*project(dense, best.factors)[:2])
     start = min((best, plain), key=lambda a: relative_error(a, dense, gram))
-    found = reduce_form(FORM, (start.left, start.right), lambda c: BlockKronecker(*c), dense, gram, seconds)
+    left = None if seconds is None else seconds - (time.perf_counter() - begin)
+    found = reduce_form(FORM, (start.left, start.right), lambda c: BlockKronecker(*c), dense, gram, left)
     a = _finish(found, dense, cls)
     return Fit(a, relative_error(a, dense, gram), None)
 
