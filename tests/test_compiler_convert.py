@@ -69,3 +69,23 @@ def test_infinite_arguments_of_activations_are_numbers_in_the_code():
 
     x = torch.randn(2, 4, 4)
     same(om.compile(Causal(), x, measure=False)(x), Causal()(x), rtol=1e-6, atol=1e-6)
+
+
+def test_a_mean_over_the_batch_is_given_to_every_sample():
+    class Centre(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(8, 4)
+
+        def forward(self, x):
+            h = self.inner(x)
+            return h.mean(0), torch.relu(h - h.mean(0))
+
+    module = Centre().double()
+    for batch in (1, 3):
+        x = torch.randn(batch, 8, dtype=torch.float64)
+        compiled = om.compile(module, torch.randn(3, 8, dtype=torch.float64), measure=False)
+        mean, rest = compiled(x)
+        same((mean, rest), (module(x)[0].expand(batch, 4), module(x)[1]))
+        ours = gradients([mean, rest], list(module.parameters()))
+        same(ours, gradients([module(x)[0].expand(batch, 4), module(x)[1]], list(module.parameters())))

@@ -53,7 +53,8 @@ class Rows(Products):
             return self.code.let(f"torch.{name}({x}, -1)", value.single)
         arguments = "".join(f", {argument!r}" for argument in activation.arguments)
         function = self.code.constant(activation.rule.function)
-        return self.code.let(f"{function}({x}{arguments})", value.single, value.foreign, name != "cast")
+        single = value.single or activation.rule.mixes == "batch"  # one row for all samples
+        return self.code.let(f"{function}({x}{arguments})", single, value.foreign, name != "cast")
 
     def join(self, row: WiredRow, join: Join | Opaque, sums: Sequence[Var]) -> Var:
         single = all(v.single for v in sums)
