@@ -12,6 +12,7 @@ from onematrix.structures.definition_fit import project_cores
 from onematrix.structures.definition_plan import LAYOUTS, apply, plan
 from onematrix.structures.multilinear import Form, Kernel, gram_diagonal, gram_numbers
 from onematrix.structures.multilinear_fit import Search, fit_form
+from onematrix.structures.tree import stored_numbers
 from structure_cases import generator, near, normal
 
 
@@ -117,6 +118,14 @@ def test_chains_are_split_by_successive_singular_values():
     found = form.expand(project_cores(form, dense, sizes)).reshape(12, 12)
     by_hand = STRUCTURES["tensor_train"].fit(dense, rows=(2, 2, 3), columns=(3, 2, 2), rank=(3, 4))
     near(found, by_hand.structure.to_dense())
+
+
+def test_a_rank_alone_leads_to_fewer_numbers_than_dense_where_it_can():
+    cls = define("test_three", THREE["block_tensor_train"][0])
+    try:
+        assert stored_numbers(cls.random(64, 64, rank=2)) <= 64 * 64
+    finally:
+        forget("test_three")
 
 
 def test_where_a_gram_is_too_large_its_diagonal_stands_for_it(monkeypatch):

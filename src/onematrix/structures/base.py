@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import BudgetError, DTypeError, FitError, OneMatrixError, ShapeError
-from onematrix.structures.sizes import Size, check_budget, check_rank, check_seconds, evaluate_size
+from onematrix.structures.fit_input import check_matrix
+from onematrix.structures.sizes import (
+    Size,
+    check_budget,
+    check_rank,
+    check_seconds,
+    evaluate_size,
+    numbers_within,
+)
 
 SECONDS = 30.0  # of a search or a descent, where no other limit is given
 STRUCTURES: dict[str, type["Structure"]] = {}
@@ -198,7 +206,7 @@ class Structure(abc.ABC):
         Raises FitError (also for a rank above the largest of use, which it names), BudgetError (outside (0, 1]
         or below the structure's minimum, which it names).
         """
-        _check_matrix(cls, dense, gram)
+        check_matrix(cls.name, dense, gram)
         check_seconds(cls.name, seconds)
         if takes_seconds(cls):
             size["seconds"] = seconds
@@ -208,7 +216,10 @@ class Structure(abc.ABC):
         rank = size.get("rank")
         if rank is not None and not isinstance(rank, tuple | list):  # several are checked where they are read
             check_rank(cls.name, rank)
-        return cls._fit(dense, gram, **size)
+        found = cls._fit(dense, gram, **size)
+        if budget is not None:
+            _check_within(found.structure, budget)
+        return found
 
     def _check_input(self, x: Tensor, side: int) -> None:
         width = self.shape[side]
@@ -362,26 +373,15 @@ def check_cores(who: str, what: str, cores: Sequence["Structure"]) -> None:
     check_alike(who, [(name, weight) for name, weight in weights if weight is not None])
 
 
-def _check_matrix(cls: type[Structure], dense: Tensor, gram: Tensor | None) -> None:
-    if dense.dim() != 2 or 0 in dense.shape:
-        raise FitError(f"{cls.name}: a non-empty matrix was needed, got shape {tuple(dense.shape)}")
-    if not dense.is_floating_point():
-        raise FitError(f"{cls.name}: a real matrix was needed, got {dense.dtype}; convert it with .float()")
-    if dense.is_meta:
-        raise FitError(f"{cls.name}: a matrix with numbers was needed, got one on the meta device")
-    if bad := int((~torch.isfinite(dense)).sum()):
-        raise FitError(f"{cls.name}: {bad} of {dense.numel()} entries are nan or infinite", bad=bad)
-    if gram is not None:
-        _check_gram(cls.name, dense, gram)
+def _check_within(a: Structure, budget: float) -> None:
+    """Raise BudgetError where sizes that were asked for beside the budget store more numbers than it allows."""
+    from onematrix.structures.tree import stored_numbers
 
-
-def _check_gram(who: str, dense: Tensor, gram: Tensor) -> None:
-    n = dense.shape[1]
-    if gram.shape != (n, n):
-        raise FitError(f"{who}: gram must be {n}×{n} (XᵀX of the inputs), got {tuple(gram.shape)}")
-    if not gram.is_floating_point() or gram.device != dense.device:
-        raise FitError(
-            f"{who}: gram must be real and on {dense.device} as the matrix is, got {gram.dtype} on {gram.device}"
+    (m, n), numbers = a.fixed_shape, stored_numbers(a)
+    if numbers > numbers_within(budget, m, n, a.name):
+        raise BudgetError(
+            f"{a.name} {m}×{n}: the sizes asked for store {numbers} numbers (E = {numbers / (m * n):.4g}), above "
+            f"budget {budget:g}; leave out the budget, or ask for smaller sizes",
+            budget=budget,
+            numbers=numbers,
         )
-    if bad := int((~torch.isfinite(gram)).sum()):
-        raise FitError(f"{who}: {bad} of {gram.numel()} entries of gram are nan or infinite", bad=bad)

@@ -1,5 +1,6 @@
 """om.define: a structure from its einsum alone."""
 
+import keyword
 import re
 from collections.abc import Iterator
 from dataclasses import field, make_dataclass
@@ -51,11 +52,17 @@ def define(name: str, pattern: str, ranks: str | None = None) -> type[Structure]
     (torch.Size([3, 6]), 20, 'i * r + r * j')
     >>> forget("doc_pair")
     """
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise FormatError(
             f"define: a name of lower-case letters, digits and underscores was needed, got {name!r}"
         )
+    if not isinstance(pattern, str) or not isinstance(ranks, str | None):
+        raise FormatError(f"define: pattern and ranks are texts, got {pattern!r} and {ranks!r}")
     read = read_pattern(pattern, ranks)
+    if taken := sorted(core for core, _ in read.cores if keyword.iskeyword(core) or _is_member(core)):
+        raise FormatError(
+            f"definition {pattern!r}: a core cannot be called {taken[0]!r}; choose another name"
+        )
     known = STRUCTURES.get(name)
     if known is not None:
         if getattr(known, "definition", None) == read:
@@ -87,6 +94,11 @@ def forget(name: str) -> None:
     if not hasattr(STRUCTURES.get(name), "definition"):
         raise FormatError(f"forget: {name!r} was not defined by om.define")
     del STRUCTURES[name]
+
+
+def _is_member(name: str) -> bool:
+    """Whether every structure, or every defined one, has something of that name, so that a field would hide it."""
+    return hasattr(Structure, name) or hasattr(Defined, name) or name in {"rank", *Defined.__annotations__}
 
 
 def _document(name: str, pattern: Pattern) -> str:

@@ -70,6 +70,7 @@ def choose_sizes(name: str, pattern: Pattern, m: int, n: int, wanted: Wanted) ->
     found = [sizes for split in useful if (sizes := _with_ranks(name, pattern, split, m, n, wanted))]
     if not found:
         raise _too_small(name, pattern, m, n, splits, wanted)
+    found = [s for s in found if stored_numbers(pattern, s) <= m * n] or found  # a rank alone is no limit
     return sorted(found, key=lambda s: (-rank_bound(pattern, s), -stored_numbers(pattern, s), _spread(s)))
 
 

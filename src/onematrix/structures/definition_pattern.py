@@ -14,7 +14,6 @@ CORE = re.compile(
 )
 SIDE = re.compile(rf"\(\s*({WORD}(?:\s+{WORD})*)\s*\)|({WORD})")
 MOST_AXES = 26  # every rank needs a second letter in the normal equations
-RESERVED = {"pattern", "rank", "name", "shape", "source"}
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,6 @@ def _check_cores(pattern: Pattern, text: str) -> None:
             "the matrix must be linear in every core",
             core=twice[0],
         )
-    if taken := sorted(RESERVED & set(names)):
-        raise FormatError(f"definition {text!r}: a core cannot be called {taken[0]!r}")
     if len(pattern.axes) > MOST_AXES:
         raise FormatError(
             f"definition {text!r}: at most {MOST_AXES} axes are possible, got {len(pattern.axes)}"
