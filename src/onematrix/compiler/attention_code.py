@@ -47,8 +47,7 @@ def _call(found: Attention, turned: str, scale: float, rows: Rows, env: Env) -> 
     options = ", is_causal=True" if band is not None else ""
     if mask is not None:
         options = f", attn_mask={_mask(mask, found, rows, env)}"
-    rows.code.constants["attend"] = attend
-    return f"attend({turned}{options}, scale={scale!r})"
+    return f"{rows.code.constant(attend)}({turned}{options}, scale={scale!r})"
 
 
 def _mask(mask: Mask, found: Attention, rows: Rows, env: Env) -> str:

@@ -1,12 +1,33 @@
 """The text of a compiled function: lines, variables, and the constants they name."""
 
+import math
 import re
 from dataclasses import dataclass
+from types import FunctionType
 
+import torch
+from torch.nn import functional
+
+from onematrix.compiler.fixed_point import run_to_fixed_point
+from onematrix.programs.interpreter import _run_node
 from onematrix.programs.part import Part
+from onematrix.programs.product import apply_wire
 from onematrix.structures.sizes import Size
+from onematrix.structures.tree import rebuild
 
 INDENT = "    "
+ARGUMENTS = frozenset(("module", "tables", "inputs", "given", "seed", "state", "first", "heads"))
+SPACE = {  # what every function sees
+    "torch": torch,
+    "inf": math.inf,  # as repr writes the arguments of activations
+    "nan": math.nan,
+    "linear": functional.linear,
+    "layer_norm": functional.layer_norm,
+    "rebuild": rebuild,
+    "apply_wire": apply_wire,
+    "run_node": _run_node,
+    "run_to_fixed_point": run_to_fixed_point,
+}
 
 
 @dataclass(frozen=True)
@@ -67,9 +88,11 @@ class Code:
         return self.heads[expression]
 
     def constant(self, value: object) -> str:
-        """A name for an object the code needs."""
+        """A name for an object the code needs: that of a public function, or a number."""
         if id(value) not in self.known:
-            name = f"k{len(self.constants)}"
+            own = getattr(value, "__name__", "_") if isinstance(value, FunctionType) else "_"
+            taken = own.startswith(("_", "<")) or own in {*SPACE, *ARGUMENTS, *self.constants}
+            name = f"k{len(self.constants)}" if taken else own
             self.constants[name] = value
             self.known[id(value)] = name
         return self.known[id(value)]

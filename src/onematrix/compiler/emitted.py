@@ -1,25 +1,16 @@
 """The text of a compiled function, and the function it is."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-from torch.nn import functional
-
-from onematrix.compiler.code import INDENT
-from onematrix.compiler.fixed_point import run_to_fixed_point
+from onematrix.compiler.code import ARGUMENTS, INDENT, SPACE
 from onematrix.compiler.repeats import share_layers
 from onematrix.compiler.statements import placed_late, statements
-from onematrix.programs.interpreter import _run_node
-from onematrix.programs.product import apply_wire
-from onematrix.structures.tree import rebuild
 
 START = "def forward(module, tables, inputs, given, seed, state, first"
-ARGUMENTS = frozenset(("module", "tables", "inputs", "given", "seed", "state", "first", "heads"))
 
 
 @dataclass(frozen=True)
@@ -67,19 +58,7 @@ class Emitted:
         return "\n\n".join("\n".join(lines) for lines in (*shared.layers, forward)) + "\n"
 
     def _run(self, text: str) -> dict[str, Any]:
-        space: dict[str, Any] = {
-            "torch": torch,
-            "inf": math.inf,  # as repr writes the arguments of activations
-            "nan": math.nan,
-            "linear": functional.linear,
-            "layer_norm": functional.layer_norm,
-            "attend": functional.scaled_dot_product_attention,
-            "rebuild": rebuild,
-            "apply_wire": apply_wire,
-            "run_node": _run_node,
-            "run_to_fixed_point": run_to_fixed_point,
-            **self.constants,
-        }
+        space: dict[str, Any] = {**SPACE, **self.constants}
         exec(compile(text, "<compiled program>", "exec"), space)
         return space
 

@@ -14,6 +14,7 @@ class Form:
     spectral: long convolutions by FFT. whole_kernels: short depthwise convolutions as torch's, not as one shifted
     multiply per tap. channels_first: images as torch lays them out, not channels last.
     implicit: loops until they stand still take the gradient of the point they stand at; asked for, not measured.
+    fixed: the weights stay as they are, so that what they alone decide is put together once; of frozen programs.
     native: the module the program was converted from runs instead, where it was measured to be faster.
     """
 
@@ -27,4 +28,5 @@ class Form:
     whole_kernels: bool = True
     channels_first: bool = True
     implicit: bool = False
+    fixed: bool = False
     native: bool = False

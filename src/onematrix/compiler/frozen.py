@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -34,7 +35,7 @@ class Frozen(Compiled):
     """
 
     def __init__(self, program: Program, lowered: Program, form: Any) -> None:
-        super().__init__(program, lowered, form)
+        super().__init__(program, lowered, replace(form, fixed=True))
         for p in self.parameters():
             p.requires_grad_(False)
         self._originals: dict[str, bytes] = {}

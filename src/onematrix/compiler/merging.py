@@ -1,13 +1,15 @@
 """Merging: dense products of one value over all ticks, as one product with the weights one above the other.
 
-Chosen where a value has a free dimension (time, tokens), so that many rows share the concatenated weight; it
-is made once per call. At one row per sample the copy of the weights would cost more than it saves.
+Chosen where a value has a free dimension (time, tokens), so that many rows share the concatenated weight; where
+there are few rows in a call after all, the products run apart (`kernels.merged_product`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from onematrix.compiler.code import Code
+from onematrix.kernels.merged_product import merged_product
 from onematrix.programs.part import ONE
 from onematrix.programs.program import Program
 from onematrix.programs.wiring import Wire, Wired, WiredSeq, WiredStep
@@ -57,6 +59,15 @@ def plan_merges(program: Program) -> tuple[dict[int, Merge], set[int]]:
             found |= {id(m.wire): merge for m in members}
             taken |= {id(biases[id(m.wire)]) for m in members if id(m.wire) in biases}
     return found, taken
+
+
+def merged_text(code: Code, x: str, weights: Sequence[str], vectors: Sequence[str], fixed: bool) -> str:
+    """The product of x with all weights; fixed: they stay as they are and are put together once."""
+    whole, bias = f"[{', '.join(weights)}]", f"[{', '.join(vectors)}]"
+    if not fixed:
+        return f"{code.constant(merged_product)}({x}, {whole}, {bias if vectors else None})"
+    texts = [code.first(f"torch.cat({given})") for given in (bias, whole) if given != "[]"]
+    return f"linear({', '.join([x, *reversed(texts)])})"
 
 
 def _outer_steps(wired: Wired) -> list[WiredStep]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from onematrix.compiler.code import Code, Var, shape_text, size_text
 from onematrix.compiler.convolution_code import convolution_text
 from onematrix.compiler.form import Form
-from onematrix.compiler.merging import Merge, plan_merges, unscale
+from onematrix.compiler.merging import Merge, merged_text, plan_merges, unscale
 from onematrix.compiler.views import moves, shares, view_text
 from onematrix.kernels.noise import draw_noise
 from onematrix.programs.part import ONE, Part
@@ -134,15 +134,12 @@ class Products:
         if first.flattens:
             x = f"{x}.flatten({1 + first.kept})"
         weights = [self.tensor(m.weight) for m in merge.members]
-        bias = ""
-        if any(m.bias is not None for m in merge.members):
-            vectors = [
-                self.tensor(m.bias) if m.bias is not None else code.first(f"{w}.new_zeros({m.size})")
-                for m, w in zip(merge.members, weights, strict=True)
-            ]
-            bias = ", " + code.first(f"torch.cat([{', '.join(vectors)}])")
-        weight = code.first(f"torch.cat([{', '.join(weights)}])")
-        whole = code.let(f"linear({x}, {weight}{bias})", value.single)
+        vectors = [
+            self.tensor(m.bias) if m.bias is not None else code.first(f"{w}.new_zeros({m.size})")
+            for m, w in zip(merge.members, weights, strict=True)
+            if any(m.bias is not None for m in merge.members)
+        ]
+        whole = code.let(merged_text(code, x, weights, vectors, self.form.fixed), value.single)
         names = [code.name() for _ in merge.members]
         sizes = ", ".join(str(m.size) for m in merge.members)
         code.line(f"{', '.join(names)} = {whole.text}.split(({sizes}), -1)")
