@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import onematrix as om
+from onematrix.errors import ConversionError
 from test_compiler_module import same
 from test_programs_random import gradients
 
@@ -89,3 +90,17 @@ def test_a_mean_over_the_batch_is_given_to_every_sample():
         same((mean, rest), (module(x)[0].expand(batch, 4), module(x)[1]))
         ours = gradients([mean, rest], list(module.parameters()))
         same(ours, gradients([module(x)[0].expand(batch, 4), module(x)[1]], list(module.parameters())))
+
+
+def test_a_module_is_converted_as_it_is_under_autocast():
+    module, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh()), torch.randn(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        compiled = om.compile(module, x)
+        assert compiled(x).dtype == module(x).dtype == torch.bfloat16
+    torch.testing.assert_close(compiled(x), module(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", ["x", None, [1.0]])
+def test_example_inputs_that_are_no_tensors_are_named(wrong):
+    with pytest.raises(ConversionError, match=r".*input 'input' is \w+, a tensor was needed"):
+        om.compile(nn.Linear(2, 2), wrong)

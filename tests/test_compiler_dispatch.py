@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import onematrix as om
-import onematrix.compiler.emitted as emitted
+from onematrix.compiler.code import SPACE
 from onematrix.compiler.module import Compiled
 from onematrix.networks import mlp
 from onematrix.networks.examples import examples
@@ -78,13 +78,13 @@ def test_calls_of_modules_never_ask_for_the_whole_program(name, no_interpreter):
 def test_structures_are_rebuilt_from_their_own_tensors(name, monkeypatch):
     """One call for each, over as many tensors as it has, whatever the depth."""
     sizes = Counter()
-    plain = emitted.rebuild
+    plain = SPACE["rebuild"]
 
     def counted(plan, tensors):
         sizes[len(tensors)] += 1
         return plain(plan, tensors)
 
-    monkeypatch.setattr(emitted, "rebuild", counted)
+    monkeypatch.setitem(SPACE, "rebuild", counted)
     g = torch.Generator().manual_seed(0)
     found = []
     for depth in (2, 6):

@@ -1,5 +1,6 @@
 """om.compile: a program, or a module that holds one, as a flat torch module."""
 
+from contextlib import ExitStack
 from dataclasses import fields, replace
 
 import torch
@@ -103,7 +104,7 @@ def _measured(
         form, more = choose_source(form, build, inputs)
         trials += more
     notes += [str(trial) for trial in trials]
-    remember(choices_folder(), key, form)
+    notes += filter(None, [remember(choices_folder(), key, form)])
     return build(form)
 
 
@@ -154,7 +155,11 @@ def _program_of(value: object, inputs: tuple[Tensor, ...]) -> Program:
                 f"compile: {type(value).__name__} is converted by running it; give example inputs, as in "
                 "om.compile(module, x)"
             )
-        return convert(value, *inputs)
+        devices = {x.device.type for x in inputs if isinstance(x, Tensor) and not x.is_meta}
+        with ExitStack() as plain:
+            for device in devices:  # what autocast does to dtypes is no part of a program
+                plain.enter_context(torch.autocast(device, enabled=False))
+            return convert(value, *inputs)
     raise CompileError(f"compile: an om.Program or nn.Module was needed, got {type(value).__name__}")
 
 

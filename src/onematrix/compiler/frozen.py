@@ -73,7 +73,7 @@ class Frozen(Compiled):
         return self
 
     def __setstate__(self, state: Any) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         self._fold()  # a copy has storage of its own
 
     def forward(

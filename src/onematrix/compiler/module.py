@@ -16,7 +16,7 @@ from onematrix.programs.program import Program
 from onematrix.programs.run import Run, begin, carried_parts
 from onematrix.programs.substitution import replace_structures
 from onematrix.records.collector import collector_at_rest
-from onematrix.structures.tree import layout, rebuild
+from onematrix.structures.tree import layout, map_tensors, rebuild
 
 State = dict[str, Tensor]
 
@@ -33,8 +33,9 @@ class Compiled(nn.Module):
     @collector_at_rest()
     def __init__(self, source: Program, lowered: Program, form: Form = PLAIN) -> None:
         super().__init__()
-        self._source, self._lowered, self.form = source, lowered, form
         self._ownership = adopt(self, source.structures, source.parameters)
+        source, lowered = without_numbers(source, lowered)
+        self._source, self._lowered, self.form = source, lowered, form
         self._places = {id(t): place for place, t in enumerate(source.parameters.values())}
         self._tables, self._first = self._find_tables()
         self._plans = [layout(s, self._places) for s in lowered.structures]
@@ -91,6 +92,28 @@ class Compiled(nn.Module):
         """The code of forward in another form."""
         return self._write(False, form).text
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the code, which is written anew, and the tables, which an export leaves with its own tensors."""
+        state = self.__dict__.copy()
+        for name in (
+            "_tables",
+            "_first",
+            "_places",
+            "_emitted",
+            "_function",
+            "_stateful",
+            "_prepare",
+            "_heads",
+        ):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._places = {id(t): place for place, t in enumerate(self._source.parameters.values())}
+        self._tables, self._first = self._find_tables()
+        self._write_functions()
+
     def forward(
         self, *inputs: Tensor, seed: int = 0, sizes: Mapping[str, int] | None = None
     ) -> Tensor | tuple[Tensor, ...]:
@@ -116,11 +139,13 @@ class Compiled(nn.Module):
         if unknown := set(state or ()) - set(names) - set(carried_parts(self._source)):
             raise ProgramError(f"state gives {sorted(unknown)}; carried: {', '.join(names) or 'nothing'}")
         given = {name: x for name, x in (state or {}).items() if name in names}
+        if given:
+            self._check_state(inputs, sizes, given)
         arguments = (self, self._bound(), inputs, sizes, seed, given, first_tick)
         if self._stateful is None:
             return self._function(*arguments), {}
         result, handed = self._stateful(*arguments)
-        return result, dict(zip(names, handed, strict=True))
+        return result, {name: x.clone() for name, x in zip(names, handed, strict=True)}
 
     # What the code asks when an input is not plainly what it should be.
 
@@ -134,6 +159,18 @@ class Compiled(nn.Module):
         """The run of the source program for these inputs. Raises ShapeError, DTypeError where they do not fit."""
         structures = rebuild_all(self, self._ownership)
         return begin(self._source, inputs, structures, False, 0, sizes, None, 0)[0]
+
+    def _check_state(
+        self, inputs: tuple[Tensor, ...], sizes: Mapping[str, int] | None, given: Mapping[str, Tensor]
+    ) -> None:
+        """Raise ShapeError, DTypeError where the state does not fit; asked about what is not plainly right."""
+        batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
+        for name, x in given.items():
+            shape = self._lowered.parts[name].stored_shape
+            if tuple(x.shape) != (batch, *shape) or x.dtype != inputs[0].dtype:
+                structures = rebuild_all(self, self._ownership)
+                begin(self._lowered, inputs, structures, False, 0, sizes, given, 0)
+                return
 
     def _size(self, name: str, inputs: tuple[Tensor, ...], sizes: Mapping[str, int] | None) -> int:
         found = self._check(inputs, sizes).sizes
@@ -165,9 +202,18 @@ class Compiled(nn.Module):
         return freeze(self, tolerance)
 
     @property
+    def source_names(self) -> dict[str, str]:
+        """Of a converted module: the name of each parameter here → its name in the module."""
+        return dict(self._source.source_names)
+
+    @property
     def lowered(self) -> Program:
-        """The program the code was made from."""
-        return self._lowered
+        """The program the code was made from, over the tensors the module holds now."""
+        slots = self._slots()
+        new = {
+            id(s): rebuild(plan, slots) for s, plan in zip(self._lowered.structures, self._plans, strict=True)
+        }
+        return replace_structures(self._lowered, new)
 
     @property
     def text(self) -> str:
@@ -182,6 +228,23 @@ class Compiled(nn.Module):
     def extra_repr(self) -> str:
         """Inputs, outputs and sizes."""
         return repr(self._lowered)
+
+
+def without_numbers(*programs: Program) -> list[Program]:
+    """The programs over tensors of shapes and dtypes alone, ties kept: the numbers are those of the module."""
+    tensors: dict[int, Tensor] = {}
+
+    def abstract(t: Tensor) -> Tensor:
+        if id(t) not in tensors:
+            tensors[id(t)] = torch.empty_like(t, device="meta") if t.is_floating_point() else t
+        return tensors[id(t)]
+
+    found = []
+    for program in programs:
+        new = replace_structures(program, {id(s): map_tensors(s, abstract) for s in program.structures})
+        new.source_names = program.source_names
+        found.append(new)
+    return found
 
 
 def _kind(module: nn.Module, name: str) -> str:
