@@ -1,12 +1,14 @@
 """Every refusal of a program names who, what was needed, what came."""
 
 import re
+from functools import partial
 
+import numpy
 import pytest
 import torch
 
 import onematrix as om
-from onematrix.errors import DTypeError, FormatError, ProgramError, ShapeError
+from onematrix.errors import DTypeError, FormatError, OneMatrixError, ProgramError, ShapeError
 from onematrix.networks import attention, elman, inn
 from onematrix.programs.interpreter import interpret, interpret_with_state
 from onematrix.structures.dense import Dense
@@ -44,6 +46,27 @@ def test_inputs_that_do_not_fit_are_named():
     with pytest.raises(DTypeError, match="input 'i': integers were needed for an index part"):
         interpret(index, torch.ones(2))
     assert interpret(simple(), torch.ones(0, 3)).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["text", None, numpy.ones((2, 5, 3)), [[1.0, 2.0, 3.0]], 3, {"x": 1}],
+    ids=lambda given: type(given).__name__,
+)
+def test_what_is_no_tensor_is_named(given):
+    program, h0 = elman(3, 4), torch.ones(2, 4)
+    got = type(given).__name__
+    for run in (partial(interpret, program), om.Iterated(program)):
+        with pytest.raises(
+            OneMatrixError,
+            match=rf"input 'inputs': a tensor of shape \(batch, time, 3\) was needed, got {got}; torch\.as_tensor",
+        ) as caught:
+            run(given, h0)
+        assert (caught.value.part, caught.value.got) == ("inputs", got)
+        with pytest.raises(OneMatrixError, match=rf"input 'h0': a tensor of shape \(batch, 4\) .* got {got}"):
+            run(torch.ones(2, 5, 3), given)
+    with pytest.raises(OneMatrixError, match=rf"state 'h_prev': a tensor of shape \(batch, 4\) .* got {got}"):
+        interpret_with_state(program, torch.ones(2, 5, 3), h0, state={"h_prev": given})
 
 
 def test_parts_and_blocks_that_do_not_fit_are_named():
@@ -115,18 +138,39 @@ def test_reads_of_undefined_parts_and_unwritten_outputs_are_named():
     with pytest.raises(ProgramError, match="row 'y' reads part 'z', which nothing has written") as caught:
         om.Program(om.Step(G), ["x"], ["y"])
     assert caught.value.part == "z"
-    with pytest.raises(ProgramError, match="output 'z' is never written by the schedule; written: "):
+    assert str(caught.value).endswith(
+        "defined: ['one', 'x']; write it in a step before, make it an input, or take it out of the loop that writes "
+        "it (outputs or carry); parts that depend on each other in a cycle need an om.Loop"
+    )
+    with pytest.raises(
+        ProgramError,
+        match=r"output 'z' is never written by the schedule; written: \['one', 'x', 'y'\]; write it in a step, or "
+        r"take it out of the loop that writes it \(outputs or carry\)",
+    ) as caught:
         om.Program(om.Step(om.BlockMatrix({("y", "x"): Identity(3)}, P)), ["x"], ["z"])
+    assert caught.value.part == "z"
+    cycle = om.BlockMatrix({("y", "z"): Identity(3), ("z", "y"): Identity(3), ("y", "x"): Identity(3)}, P)
+    with pytest.raises(
+        ProgramError, match=r"row 'y' reads part 'z', .*; parts .* in a cycle need an om\.Loop"
+    ):
+        om.Program(om.Step(cycle), ["x"], ["y"])
+    assert om.Program(om.Loop(om.Step(cycle), times=3), ["x"], ["y"]).outputs == ("y",), (
+        "and that is the remedy"
+    )
     with pytest.raises(ProgramError, match="input 'w' is no part"):
         om.Program(om.Step(om.BlockMatrix({("y", "x"): Identity(3)}, P)), ["w"], ["y"])
     with pytest.raises(ProgramError, match="at least one output"):
         om.Program(om.Step(om.BlockMatrix({("y", "x"): Identity(3)}, P)), ["x"], [])
     text = elman(2, 3).text()
-    with pytest.raises(FormatError, match="'h_prev', which nothing has written"):
+    inside = r"write it in a step of the body before, feed it \(feeds\), or carry it from the tick before \(carry\)"
+    with pytest.raises(FormatError, match=f"'h_prev', which nothing has written at that point; .*; {inside}"):
         om.parse(
             "\n".join(line for line in text.splitlines() if not line.strip().startswith(("carry", "init")))
         )
-    with pytest.raises(FormatError, match="init gives 'h_prev', which the carry does not list"):
+    with pytest.raises(
+        FormatError,
+        match=r"init gives 'h_prev', which the carry does not list; carried: \[\]; list it in carry=",
+    ):
         om.parse("\n".join(line for line in text.splitlines() if not line.strip().startswith("carry")))
 
 

@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 
 import onematrix as om
-from onematrix.networks import elman
+from onematrix.errors import DTypeError
+from onematrix.networks import elman, mlp
 from onematrix.programs.interpreter import interpret, interpret_with_state
 from onematrix.structures.dense import Dense
 from onematrix.structures.identity import Identity, Ones, Zero, scale
@@ -126,6 +127,28 @@ def test_noise_follows_the_place_of_the_tick_in_the_whole_sequence():
     again, _ = interpret_with_state(program, X[:, 2:], seed=7)
     assert torch.equal(again, whole[:, :3])
     assert_close(whole.double(), reference(program, X, seed=7)[0][0])
+
+
+def test_noise_is_drawn_on_the_cpu_whatever_the_default_device_is():
+    P = {"n": om.Part((2,), "noise"), "x": 2, "y": 2}
+    program = om.Program(om.Step(om.BlockMatrix({("y", "n"): Identity(2)}, P)), ["x"], ["y"], P)
+    drawn = interpret(program, torch.zeros(3, 2), seed=7)
+    with torch.device("meta"):
+        assert torch.equal(interpret(program, torch.zeros(3, 2, device="cpu"), seed=7), drawn)
+
+
+def test_runs_on_meta_tell_shapes_and_faults():
+    """Autocast knows no device "meta": a dtype that does not fit is named there too."""
+    program = mlp([4, 8, 2], generator=torch.Generator().manual_seed(0))
+    net, x = om.Iterated(program).to("meta"), torch.zeros(3, 4, device="meta")
+    assert net(x).shape == (3, 2)
+    assert net(x).is_meta
+    with pytest.raises(DTypeError, match=r"input 'x0': torch\.float32 was needed, got torch\.float64"):
+        net(x.double())
+    with pytest.raises(DTypeError, match=r"dense: weights are torch\.float32, input is torch\.float64"):
+        Dense(torch.zeros(2, 4, device="meta")).matmul(x.double())
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(DTypeError, match="input 'x0'"):
+        net(x.double())
 
 
 def test_weights_decide_the_dtype_then_free_inputs():

@@ -1,10 +1,11 @@
 """The uniform numbers of a noise part as one operator, which traced code keeps as it is."""
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from onematrix.programs.noise import draw_uniform
 
 
 def draw_noise(
@@ -26,18 +27,12 @@ def draw_noise(
     if torch.compiler.is_compiling():
         made: Tensor = torch.ops.onematrix.noise(seed, name, list(tick), list(shape))
         return made.to(device, dtype)
-    return _drawn(seed, name, tick, shape).to(device, dtype)
-
-
-def _drawn(seed: int, name: str, tick: Sequence[int], shape: Sequence[int]) -> Tensor:
-    key = hashlib.sha256(f"{seed}/{name}/{tuple(tick)}".encode()).digest()[:7]
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
-    return torch.rand(*shape, generator=generator, dtype=torch.float32, device="cpu")
+    return draw_uniform(seed, name, tick, shape).to(device, dtype)
 
 
 @torch.library.custom_op("onematrix::noise", mutates_args=())
 def _noise(seed: int, name: str, tick: Sequence[int], shape: Sequence[int]) -> Tensor:
-    return _drawn(seed, name, tick, shape)
+    return draw_uniform(seed, name, tick, shape)
 
 
 @_noise.register_fake

@@ -7,12 +7,24 @@ from onematrix.programs.part import ONE, Part
 from onematrix.programs.schedule import Loop, Node, Row, Seq, Step
 from onematrix.structures.identity import Identity
 
+OUTSIDE = (
+    "write it in a step before, make it an input, or take it out of the loop that writes it (outputs or carry); "
+    "parts that depend on each other in a cycle need an om.Loop"
+)
+INSIDE = "write it in a step of the body before, feed it (feeds), or carry it from the tick before (carry)"
 
-def check_flow(node: Node, parts: Mapping[str, Part], defined: set[str], where: str = "schedule") -> set[str]:
+
+def check_flow(
+    node: Node,
+    parts: Mapping[str, Part],
+    defined: set[str],
+    where: str = "schedule",
+    remedy: str = OUTSIDE,
+) -> set[str]:
     """The parts defined after the node. Raises ProgramError when a part is read that nothing has written."""
     if isinstance(node, Step):
         for row in node.rows:
-            _require(row.reads(), defined, parts, f"{where}: row {row.part!r}")
+            _require(row.reads(), defined, parts, f"{where}: row {row.part!r}", remedy)
         return defined | {row.part for row in node.rows}
     if isinstance(node, Seq):
         defined = set(defined)  # grown in place by steps, so that a long sequence is checked in linear time
@@ -20,44 +32,50 @@ def check_flow(node: Node, parts: Mapping[str, Part], defined: set[str], where: 
             here = f"{where}, {number} of {len(node.body)}"
             if isinstance(child, Step):
                 for row in child.rows:
-                    _require(row.reads(), defined, parts, f"{here}: row {row.part!r}")
+                    _require(row.reads(), defined, parts, f"{here}: row {row.part!r}", remedy)
                 defined.update(row.part for row in child.rows)
             else:
-                defined = check_flow(child, parts, defined, here)
+                defined = check_flow(child, parts, defined, here, remedy)
         return defined
-    return _check_loop(node, parts, defined, where)
+    return _check_loop(node, parts, defined, where, remedy)
 
 
-def _check_loop(loop: Loop, parts: Mapping[str, Part], defined: set[str], where: str) -> set[str]:
+def _check_loop(
+    loop: Loop, parts: Mapping[str, Part], defined: set[str], where: str, remedy: str
+) -> set[str]:
     where = f"{where}, loop"
     for matrix in (loop.init, loop.feeds):
         for (row, column), _ in matrix or ():
-            _require([column], defined, parts, f"{where}: {row!r} ← {column!r}")
+            _require([column], defined, parts, f"{where}: {row!r} ← {column!r}", remedy)
     if loop.over is None:
         init = set(loop.init.rows) if loop.init is not None else set()
-        once = check_flow(loop.body, parts, defined | init | written(loop.body), where)
-        return check_flow(loop.body, parts, once, where)  # what the second round finds is what others find
+        once = check_flow(loop.body, parts, defined | init | written(loop.body), where, remedy)
+        return check_flow(
+            loop.body, parts, once, where, remedy
+        )  # what the second round finds is what others find
     if loop.valid is not None:
-        _require([loop.valid], defined, parts, f"{where}: valid")
+        _require([loop.valid], defined, parts, f"{where}: valid", remedy)
     carried = set(loop.carry.rows) if loop.carry is not None else set()
     fed = set(loop.feeds.rows) if loop.feeds is not None else set()
     for name in set(loop.init.rows if loop.init is not None else ()) - carried:
         raise ProgramError(
-            f"{where}: init gives {name!r}, which the carry does not list; carried: {sorted(carried)}"
+            f"{where}: init gives {name!r}, which the carry does not list; carried: {sorted(carried)}; "
+            "list it in carry=, since init is the carry of the first tick"
         )
-    inside = check_flow(loop.body, parts, {ONE, *carried, *fed}, f"{where} over {loop.over}")
+    inside = check_flow(loop.body, parts, {ONE, *carried, *fed}, f"{where} over {loop.over}", INSIDE)
     for name, matrix in (("output", loop.outputs), ("carry", loop.carry)):
         for (row, column), _ in matrix or ():
-            _require([column], inside, parts, f"{where}, {name} {row!r} ← {column!r}")
+            _require([column], inside, parts, f"{where}, {name} {row!r} ← {column!r}", INSIDE)
     stacked = set(loop.outputs.rows) if loop.outputs is not None else set()
     return (defined - (written(loop.body) | fed)) | carried | stacked
 
 
-def _require(names: list[str], defined: set[str], parts: Mapping[str, Part], who: str) -> None:
+def _require(names: list[str], defined: set[str], parts: Mapping[str, Part], who: str, remedy: str) -> None:
     for name in names:
         if name not in defined and parts[name].kind != "noise":
             raise ProgramError(
-                f"{who} reads part {name!r}, which nothing has written at that point; defined: {sorted(defined)}",
+                f"{who} reads part {name!r}, which nothing has written at that point; "
+                f"defined: {sorted(defined)}; {remedy}",
                 part=name,
             )
 

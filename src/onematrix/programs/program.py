@@ -60,7 +60,9 @@ class Program:
         for name in self.outputs:
             if name not in defined:
                 raise ProgramError(
-                    f"output {name!r} is never written by the schedule; written: {sorted(defined)}"
+                    f"output {name!r} is never written by the schedule; written: {sorted(defined)}; "
+                    "write it in a step, or take it out of the loop that writes it (outputs or carry)",
+                    part=name,
                 )
         check_shapes(schedule, self.parts)
         self.structures, self.parameters = self._collect()

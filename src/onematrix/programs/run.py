@@ -1,17 +1,17 @@
 """One run of a program: its inputs checked, its named sizes fixed, its noise drawn."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from onematrix.errors import DTypeError, ProgramError, ShapeError
+from onematrix.errors import DTypeError, OneMatrixError, ProgramError, ShapeError
+from onematrix.programs.noise import draw_uniform
 from onematrix.programs.part import ONE, Part, fix_size
 from onematrix.programs.program import Program
 from onematrix.programs.schedule import Loop, Node, Seq
-from onematrix.structures.base import Structure
+from onematrix.structures.base import Structure, under_autocast
 from onematrix.structures.sizes import Size
 
 State = dict[str, Tensor]
@@ -69,9 +69,7 @@ class Run:
 
     def draw(self, name: str, tick: Tick) -> Tensor:
         """Uniform numbers on [0, 1) that depend on the seed, the part and the tick alone."""
-        key = hashlib.sha256(f"{self.seed}/{name}/{tick}".encode()).digest()[:7]
-        generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
-        drawn = torch.rand(self.batch, *self.shape_of(name), generator=generator, dtype=torch.float32)
+        drawn = draw_uniform(self.seed, name, tick, (self.batch, *self.shape_of(name)))
         return drawn.to(self.device, self.dtype)
 
 
@@ -85,11 +83,16 @@ def begin(
     state: Mapping[str, Tensor] | None,
     first_tick: int,
 ) -> tuple[Run, State]:
-    """The run and the state it starts from. Raises ShapeError, DTypeError, ProgramError where inputs do not fit."""
+    """The run and the state it starts from.
+
+    Raises ShapeError, DTypeError, ProgramError where inputs do not fit, OneMatrixError where one is no tensor.
+    """
     if len(inputs) != len(program.inputs):
         raise ShapeError(
             f"program takes {len(program.inputs)} inputs ({', '.join(program.inputs)}), got {len(inputs)}"
         )
+    for name, x in zip(program.inputs, inputs, strict=True):
+        _check_tensor(f"input {name!r}", name, program.parts[name], x)
     named = {n: _column(program.parts[n], x) for n, x in zip(program.inputs, inputs, strict=True)}
     inputs = tuple(named.values())
     found = dict(sizes or {})
@@ -110,6 +113,16 @@ def begin(
     start = {name: run.widen(x) for name, x in named.items()}
     start[ONE] = torch.ones(1, 1, dtype=kind, device=run.device)
     return run, start
+
+
+def _check_tensor(who: str, name: str, part: Part, x: object) -> None:
+    if not isinstance(x, Tensor):
+        needed, got = ", ".join(map(str, ("batch", *part.stored_shape))), type(x).__name__
+        raise OneMatrixError(
+            f"{who}: a tensor of shape ({needed}) was needed, got {got}; torch.as_tensor makes one of numbers",
+            part=name,
+            got=got,
+        )
 
 
 def _column(part: Part, x: Tensor) -> Tensor:
@@ -153,8 +166,7 @@ def _check_dtype(who: str, part: Part, x: Tensor, dtype: torch.dtype) -> None:
         _check_range(who, part, x)
         return
     needed = getattr(torch, part.dtype) if part.dtype else dtype
-    autocast = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
-    if x.dtype != needed and not autocast:
+    if x.dtype != needed and not under_autocast(x):
         raise DTypeError(f"{who}: {needed} was needed, got {x.dtype}; convert it with .to({needed})")
 
 
@@ -177,6 +189,7 @@ def _check_state(
         fault = "several outermost loops carry" if name in carried else "no outermost loop carries"
         raise ProgramError(f"state gives {name!r}, which {fault}; carried: {listed}")
     part = program.parts[name]
+    _check_tensor(f"state {name!r}", name, part, x)
     if x.dim() != len(part.stored_shape) + 1 or x.shape[0] != batch:
         needed = ", ".join(map(str, (f"batch = {batch}", *part.stored_shape)))
         raise ShapeError(f"state {name!r}: shape ({needed}) was needed, got {tuple(x.shape)}")

@@ -253,9 +253,14 @@ class Structure(abc.ABC):
         return None
 
 
+def under_autocast(x: Tensor) -> bool:
+    """Whether autocast decides the dtype of products with x; it knows no device "meta"."""
+    return x.is_floating_point() and not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def check_dtypes(who: str, weight: Tensor, x: Tensor) -> None:
     """Raise DTypeError when x has another dtype than the weight and autocast does not say otherwise."""
-    if weight.dtype != x.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+    if weight.dtype != x.dtype and not under_autocast(x):
         raise DTypeError(
             f"{who}: weights are {weight.dtype}, input is {x.dtype}; convert one of them with .to(...)",
             needed=weight.dtype,
