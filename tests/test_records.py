@@ -49,6 +49,31 @@ def test_missing_records_are_none_and_bad_json_is_named(tmp_path):
         read_json(tmp_path / "list.json")
 
 
+@pytest.mark.parametrize(
+    ("written", "fault"),
+    [
+        (b'{"a": ' + b"[" * 100_000, "maximum recursion depth exceeded"),
+        (b'{"a": ' + b"1" * 5_000 + b"}", "Exceeds the limit"),
+        (b"\xff{}", "can't decode byte 0xff"),
+    ],
+    ids=["deep", "long", "bytes"],
+)
+def test_json_no_reader_gets_through_is_named(tmp_path, written, fault):
+    (tmp_path / "bad.json").write_bytes(written)
+    with pytest.raises(FormatError, match=rf"bad\.json: not valid JSON \(.*{fault}") as caught:
+        read_json(tmp_path / "bad.json")
+    assert caught.value.path == str(tmp_path / "bad.json")
+
+
+def test_a_line_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "deep.jsonl").write_text("{}\n" + "[" * 100_000 + "\n{}\n")
+    with pytest.raises(
+        FormatError, match=r"deep\.jsonl, line 2: not valid JSON \(maximum recursion"
+    ) as caught:
+        read_lines(tmp_path / "deep.jsonl")
+    assert caught.value.line == 2
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OneMatrixError, match=r"output folder .*/file/inside cannot be written to"):

@@ -67,7 +67,7 @@ def read_json(path: str | Path) -> dict[str, object]:
     """Read a JSON object. Raises FormatError naming the file and the place of the fault."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number too long, nested too deep
         raise FormatError(f"{path}: not valid JSON ({error})", path=str(path)) from error
     if not isinstance(value, dict):
         raise FormatError(f"{path}: a JSON object was needed, got {type(value).__name__}", path=str(path))
@@ -93,7 +93,7 @@ def read_lines(path: str | Path) -> list[dict[str, object]]:
             continue
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # no newline after it: the write was cut off
                 break
             raise FormatError(f"{path}, line {number}: not valid JSON ({error})", line=number) from error
