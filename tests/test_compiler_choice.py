@@ -87,6 +87,28 @@ def test_attention_without_a_mask_is_torchs_and_with_one_stays_softmax():
     same(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_attention_under_any_mask_is_torchs_on_request():
+    program = attention(6, 2, mask=True)
+    asked = om.compile(program, never_empty=True)
+    assert "attn_mask=" in asked.text
+    x, mask = torch.randn(2, 4, 6), torch.randn(2, 2, 4, 4)
+    mask[:, :, 1, 1:] = -torch.inf
+    same(asked(x, mask), interpret(program, x, mask), rtol=1e-5, atol=1e-6)
+    free = list(asked.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(asked(x, mask).sin().sum(), free),
+        torch.autograd.grad(interpret(asked.program, x, mask).sin().sum(), free),
+        strict=True,
+    ):
+        same(ours, theirs, rtol=1e-4, atol=1e-5)
+    mask[:, :, 1] = -torch.inf
+    with torch.no_grad():
+        assert not asked(x, mask).isnan().any(), "the caller said that this is never so"
+    assert om.compile(program, x, mask, never_empty=True).form.never_empty
+    assert not om.compile(program, x, mask).form.never_empty
+    assert "attn_mask=" in asked.freeze().text
+
+
 def test_the_encoder_layer_is_one_product_for_queries_keys_and_values():
     torch.manual_seed(0)
     module = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
@@ -124,8 +146,9 @@ class Sleeper(nn.Module):
 
 
 def test_the_faster_answer_is_taken():
-    form, trials = choose(Sleeper, ["merge", "cells"], [torch.zeros(1)])
+    form, trials = choose(Form(implicit=True), Sleeper, ["merge", "cells"], [torch.zeros(1)])
     assert not form.merge, "it sleeps for a quarter of the time"
+    assert form.implicit, "what was asked for stays"
     assert [t.question for t in trials] == ["merge", "cells"]
     assert "merge = False" in str(trials[0])
     assert "taken" in str(trials[0])
@@ -191,6 +214,7 @@ def test_another_machine_has_another_key(monkeypatch, tmp_path):
     monkeypatch.undo()
     monkeypatch.setattr("onematrix.records.choices.describe_machine", lambda: {"processor": "other"})
     assert key != program_key(program, [x], "text")
-    remember(tmp_path, key, Form(cells=False))
-    assert remembered(tmp_path, key) == Form(cells=False)
-    assert remembered(tmp_path, "nothing") is None
+    remember(tmp_path, key, Form(cells=False, never_empty=True))
+    assert remembered(tmp_path, key, Form()) == Form(cells=False)
+    assert remembered(tmp_path, key, Form(implicit=True)) == Form(cells=False, implicit=True)
+    assert remembered(tmp_path, "nothing", Form()) is None

@@ -58,8 +58,13 @@ class Attention:
     scores: Scores
 
 
-def find_attention(program: Program, uses: dict[str, int], bands: bool = True) -> dict[str, Attention]:
-    """Result part → attention, and each inner part → the same. bands: masks that are known are used as such."""
+def find_attention(
+    program: Program, uses: dict[str, int], bands: bool = True, never_empty: bool = False
+) -> dict[str, Attention]:
+    """Result part → attention, and each inner part → the same. bands: masks that are known are used as such.
+
+    never_empty: every softmax is taken as one that leaves no row without a key.
+    """
     every = every_row(program.wiring)
     rows = {row.part: row for row in every}
     written = Counter(row.part for row in every)
@@ -67,7 +72,7 @@ def find_attention(program: Program, uses: dict[str, int], bands: bool = True) -
     masks = Masks(program, once if bands else {})
     found: dict[str, Attention] = {}
     for row in rows.values():
-        attention = _match(row, rows, uses, masks)
+        attention = _match(row, rows, uses, masks, never_empty)
         if attention is not None:
             found |= dict.fromkeys((attention.result, *attention.inner), attention)
     return found | _unread(program, found, every)
@@ -247,14 +252,14 @@ def _both(a: Band, b: Band) -> Band:
 
 
 def _match(
-    result: WiredRow, rows: Mapping[str, WiredRow], uses: Mapping[str, int], masks: Masks
+    result: WiredRow, rows: Mapping[str, WiredRow], uses: Mapping[str, int], masks: Masks, never_empty: bool
 ) -> Attention | None:
     outer, weights = _pattern(result), rows.get(_passed(result, 0) or "")
     if outer is None or weights is None or uses.get(weights.part) != 1 or weights.join is not None:
         return None
     if weights.activation is None or weights.activation.name not in ("softmax", "safe_softmax"):
         return None
-    safe = weights.activation.name == "safe_softmax"
+    safe = never_empty or weights.activation.name == "safe_softmax"
     scores = _Descent(rows, uses, masks, safe).find(weights)
     inner = None if scores is None else _pattern(scores.product)
     if scores is None or inner is None:

@@ -7,13 +7,13 @@ the defaults stand, which depend on nothing but the program.
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from onematrix.compiler.form import Form
+from onematrix.compiler.form import MEASURED, Form
 from onematrix.errors import OneMatrixError
 from onematrix.programs.program import Program
 from onematrix.records.choices import choice_key
@@ -43,9 +43,11 @@ class Trial:
         return f"{self.question} = {getattr(self.form, self.question)}: {took}: {kept}"
 
 
-def choose(build: Build, questions: Sequence[str], inputs: Sequence[Tensor]) -> tuple[Form, list[Trial]]:
-    """The fastest form found by answering one question after the other, and what was tried."""
-    form, trials = Form(), list[Trial]()
+def choose(
+    form: Form, build: Build, questions: Sequence[str], inputs: Sequence[Tensor]
+) -> tuple[Form, list[Trial]]:
+    """The fastest form found from one by answering one question after the other, and what was tried."""
+    trials = list[Trial]()
     for question in questions:
         other = replace(form, **{question: not getattr(form, question)})
         before, seconds = _compare(build(form), build(other), inputs)
@@ -108,25 +110,19 @@ def program_key(program: Program, inputs: Sequence[Tensor], text: str) -> str:
     return choice_key(facts)
 
 
-def remembered(folder: Path, key: str) -> Form | str | None:
-    """The form chosen before; a note where the file is not what it should be; None where there is none."""
+def remembered(folder: Path, key: str, form: Form) -> Form | str | None:
+    """The form with the answers chosen before; a note where the file is not what it should be; None where none is."""
     path = folder / f"{key}.json"
     if not path.exists():
         return None
     try:
         found = read_json(path)
         answers = found["form"] if isinstance(found, dict) else None
-        if (
-            not isinstance(answers, dict)
-            or found["key"] != key
-            or set(answers) != {f.name for f in fields(Form)}
-        ):
+        if not isinstance(answers, dict) or found["key"] != key or set(answers) != set(MEASURED):
             raise ValueError("it belongs to something else")
         if not all(isinstance(v, bool) for v in answers.values()):
             raise ValueError("its answers are not yes or no")
-        if answers["implicit"]:
-            raise ValueError("gradients of fixed points are asked for, not remembered")
-        return Form(**answers)
+        return replace(form, **answers)
     except (OneMatrixError, OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         return f"remembered choice {path.name} ignored: {error}"
 
@@ -135,7 +131,8 @@ def remember(folder: Path, key: str, form: Form) -> str | None:
     """Keep the form for the next time; a note where the folder cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"{key}.json", {"key": key, "form": asdict(form)})
+        answers = {name: getattr(form, name) for name in MEASURED}
+        write_json(folder / f"{key}.json", {"key": key, "form": answers})
     except OSError as error:
         return f"choice not remembered: {folder}: {error.strerror}; name another folder in ONEMATRIX_CACHE"
     return None

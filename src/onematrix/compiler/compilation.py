@@ -1,20 +1,19 @@
 """om.compile: a program, or a module that holds one, as a flat torch module."""
 
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from onematrix.compiler.choice import (
-    Trial,
     choose,
     choose_source,
     program_key,
     remember,
     remembered,
 )
-from onematrix.compiler.form import Form
+from onematrix.compiler.form import QUESTIONS, Form
 from onematrix.compiler.module import Compiled
 from onematrix.compiler.native import Native, agrees
 from onematrix.compiler.pipeline import Trace, lower
@@ -33,6 +32,7 @@ def compile(
     measure: bool = True,
     explain: bool = False,
     implicit: bool = False,
+    never_empty: bool = False,
 ) -> Compiled:
     """The program as a flat, differentiable nn.Module: emit ∘ lower, with the same Parameter objects.
 
@@ -44,6 +44,8 @@ def compile(
     edge inputs and raises CompileError on any difference. explain=True prints what each pass did, the cost
     before and after, and what was measured. implicit=True: loops until they stand still give the gradient of the
     fixed point (one more evaluation and a solve) instead of that through all their rounds.
+    never_empty=True: you know that no row of attention is masked entirely; there softmax gives nan, torch's
+    kernel 0. It is then used under masks only a call knows, too.
     Raises CompileError, and what the program raises for inputs that do not fit.
 
     >>> import torch, onematrix as om
@@ -59,16 +61,15 @@ def compile(
     _check_devices(program)
     trace, notes = Trace(), list[str]()
     lowered = lower(program, trace)
-    plain = Form(implicit=implicit)
+    plain = Form(implicit=implicit, never_empty=never_empty)
     compiled = Compiled(program, lowered, plain)
     if inputs:
         compiled(*inputs)  # names what does not fit before anything is measured
-    if inputs and measure and not implicit:
+    if inputs and measure:
         compiled = _measured(program, compiled, inputs, source, notes)
     if prove:
-        exact_form = replace(
-            compiled.form, implicit=False
-        )  # equal to the rounds only where they have converged
+        # Equal to the rounds only where they have converged, and to softmax only where a key is left.
+        exact_form = replace(compiled.form, implicit=False, never_empty=False)
         prove_equal(program, lowered, lambda exact, low: Compiled(exact, low, exact_form))
     if explain:
         print(explanation(program, compiled, trace, notes))
@@ -83,23 +84,20 @@ def _measured(
     notes: list[str],
 ) -> Compiled:
     """The fastest form for these inputs, measured or remembered; the source module is one of them."""
-    native = _candidate(plain, inputs, source)
+    native = None if plain.form.implicit else _candidate(plain, inputs, source)
 
     def build(form: Form) -> Compiled:
         return plain if form == plain.form else plain.in_form(form, native if form.native else None)
 
-    key = program_key(program, inputs, f"{plain.lowered.text()}{native is not None}")
-    found = remembered(choices_folder(), key)
+    key = program_key(program, inputs, f"{plain.lowered.text()}{plain.form}{native is not None}")
+    found = remembered(choices_folder(), key, plain.form)
     if isinstance(found, Form):
         notes.append("forms: remembered")
         return build(found)
     if isinstance(found, str):
         notes.append(found)
-    questions = [f.name for f in fields(Form) if f.default and _differs(plain, f.name)]
-    trials: list[Trial] = []
-    form = Form()
-    if questions:
-        form, trials = choose(build, questions, inputs)
+    questions = [name for name in QUESTIONS if _differs(plain, name)]
+    form, trials = choose(plain.form, build, questions, inputs)
     if native is not None:
         form, more = choose_source(form, build, inputs)
         trials += more
@@ -120,7 +118,7 @@ def _candidate(plain: Compiled, inputs: tuple[Tensor, ...], source: nn.Module | 
 
 def _differs(plain: Compiled, question: str) -> bool:
     """Whether the answer changes the code at all."""
-    return plain.text_in(Form(**{question: False})) != plain.text
+    return plain.text_in(replace(plain.form, **{question: False})) != plain.text
 
 
 def explanation(program: Program, compiled: Compiled, trace: Trace, notes: list[str]) -> str:

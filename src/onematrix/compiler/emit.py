@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 
-from onematrix.compiler.attention import find_attention, held_back, refused_attention
+from onematrix.compiler.attention import Attention, find_attention, held_back, refused_attention
 from onematrix.compiler.attention_code import emit_attention
 from onematrix.compiler.cells import find_cells
 from onematrix.compiler.code import Code, Var, shape_text, size_text
@@ -57,7 +57,7 @@ class _Emitter:
         self.fixed = {ONE}  # parts the weights alone decide
         self.form, self.notes = form, list[str]()
         self.cells = find_cells(program, self.rows.uses) if form.cells else {}
-        self.attention = find_attention(program, self.rows.uses, form.bands) if form.attend else {}
+        self.attention = self._attention() if form.attend else {}
         self.notes += refused_attention(program, self.attention) if form.attend else []
         self.rows.held_back = held_back(program, self.attention, self.rows.uses)
         self.norms = find_norms(program, self.rows.uses) if form.norms else {}
@@ -66,6 +66,9 @@ class _Emitter:
         self.within |= {name for norm in self.norms.values() for name in norm.inner}
         self.layers = find_layers(program, self.rows.uses, self.rows.merges)
         self.within |= {layer.result for found in self.layers.values() for layer in found[:-1]}
+
+    def _attention(self) -> dict[str, Attention]:
+        return find_attention(self.program, self.rows.uses, self.form.bands, self.form.never_empty)
 
     def emit(self) -> Emitted:
         program = self.program
