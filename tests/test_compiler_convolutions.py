@@ -272,3 +272,20 @@ def test_means_are_taken_where_an_image_lies(name):
     weight = normal(*outs[1].shape, seed=3)
     slopes = [torch.autograd.grad((y * weight).sum(), x) for y in outs]
     torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("taps", "stride", "why"),
+    [
+        (5, 1, "multiplying every tap out costs less by the model"),
+        (1025, 2, "it has a stride"),
+        (1025, 1, None),
+    ],
+)
+def test_why_a_convolution_does_not_run_by_fft_is_said(taps, stride, why):
+    module = nn.Conv1d(4, 4, taps, stride, padding=taps // 2, groups=4)
+    notes = om.compile(module, torch.randn(2, 4, 2048), measure=False, prove=False).notes
+    assert [n for n in notes if n.startswith(f"convolution of 'input', {taps} taps: no FFT: {why}")] == list(
+        notes
+    )
+    assert bool(notes) is (why is not None)

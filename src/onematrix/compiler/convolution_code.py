@@ -1,13 +1,17 @@
 """Code of a convolution: torch's own, on channels last, by FFT, or as shifted multiplies."""
 
 from dataclasses import replace
+from itertools import chain
 
 from onematrix.compiler.code import Code
 from onematrix.compiler.costs import GAIN, convolution_slope
 from onematrix.compiler.form import Form
+from onematrix.compiler.merging import unscale
 from onematrix.kernels.channels_last import channels_last
 from onematrix.kernels.convolution_shifted import shifted_convolution
 from onematrix.kernels.convolution_spectral import convolution_by_length, spectral_convolution
+from onematrix.programs.program import Program
+from onematrix.programs.wiring import every_row
 from onematrix.structures.convolution import Convolution
 from onematrix.structures.spectral import fast_size
 
@@ -22,7 +26,7 @@ FEW = 7  # taps up to which shifted multiplies are a candidate
 
 def convolution_text(a: Convolution, x: str, weight: str, bias: str, form: Form, code: Code) -> str:
     """The call for x: (B, channels, *sizes); bias: ", vector" or ", None"."""
-    one = a.dimensions == 1 and a.strides == [1] and (a.mode == "zeros" or a.paddings == [(0, 0)])
+    one = may_transform(a)
     if one and form.spectral and (least := long_from(a)) is not None:
         options = f"{x}, {weight}{bias}, {a.paddings[0]}, {a.dilations[0]}, {a.groups}"
         if isinstance(a.height, int) and is_long(a, ALONE):
@@ -41,6 +45,28 @@ def convolution_text(a: Convolution, x: str, weight: str, bias: str, form: Form,
     return (
         f"torch.conv{a.dimensions}d({x}, {weight}{bias}, {a.strides}, {padding}, {a.dilations}, {a.groups})"
     )
+
+
+def may_transform(a: Convolution) -> bool:
+    """Whether FFTs can take the place of the convolution at all."""
+    return a.dimensions == 1 and a.strides == [1] and (a.mode == "zeros" or a.paddings == [(0, 0)])
+
+
+def refused_transforms(program: Program) -> list[str]:
+    """Of every convolution along one dimension that does not run by FFT, a line that says why."""
+    lines = []
+    for wire in {w.slot: w for row in every_row(program.wiring) for w in chain(*row.sums)}.values():
+        a = unscale(program.structures[wire.slot])[1]
+        if not isinstance(a, Convolution) or a.dimensions != 1 or (may_transform(a) and long_from(a)):
+            continue
+        taps = a.weight.shape[2]
+        why = (
+            "multiplying every tap out costs less by the model"
+            if may_transform(a)
+            else ("it has a stride, or a padding that is not zero")
+        )
+        lines.append(f"convolution of {wire.column!r}, {taps} taps: no FFT: {why}")
+    return lines
 
 
 def long_from(a: Convolution, dearer: float = 1.0) -> int | None:

@@ -8,6 +8,7 @@ from onematrix.compiler.attention import Attention, find_attention, held_back, r
 from onematrix.compiler.attention_code import emit_attention
 from onematrix.compiler.cells import find_cells
 from onematrix.compiler.code import Code, Var, shape_text, size_text
+from onematrix.compiler.convolution_code import refused_transforms
 from onematrix.compiler.demand import by_demand
 from onematrix.compiler.emitted import Emitted
 from onematrix.compiler.form import Form
@@ -55,11 +56,12 @@ class _Emitter:
         self.rows = Rows(program, slots, names, self.code, self.sizes, form)
         self.handed: dict[str, str] = {}
         self.fixed = {ONE}  # parts the weights alone decide
-        self.form, self.notes = form, list[str]()
+        self.form = form
         self.cells = find_cells(program, self.rows.uses) if form.cells else {}
         self.attention = self._attention() if form.attend else {}
-        self.notes += refused_attention(program, self.attention) if form.attend else []
         self.rows.held_back = held_back(program, self.attention, self.rows.uses)
+        self.notes = refused_attention(program, self.attention) if form.attend else []
+        self.notes += refused_transforms(program) if form.spectral else []
         self.norms = find_norms(program, self.rows.uses) if form.norms else {}
         self.within = {name for cell in self.cells.values() for name in cell.absorbed}
         self.within |= {name for name, found in self.attention.items() if name != found.result}
