@@ -53,6 +53,17 @@ def check_random(seed, slopes=True):
         assert after.stored_numbers <= before.stored_numbers, f"seed {seed}"
 
 
+@network
+def test_lowered_networks_cost_no_more(name):
+    program = NETWORKS[name]
+    sizes = dict.fromkeys(program.free_sizes(), 5)
+    before, after = program.counts(**sizes), lower(program).counts(**sizes)
+    assert after.multiply_adds <= before.multiply_adds
+    assert after.work.activated <= before.work.activated
+    assert after.work.joined <= before.work.joined
+    assert after.stored_numbers <= before.stored_numbers
+
+
 @pytest.mark.parametrize("seeds", GROUPS, ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 def test_random_programs_keep_their_meaning(seeds):
     for seed in seeds:

@@ -10,9 +10,11 @@ import onematrix as om
 from onematrix.errors import ShapeError
 from onematrix.networks import attention, bidirectional, elman, inn, lstm, mlp
 from onematrix.programs.interpreter import interpret
+from onematrix.structures.algebra import Product
 from onematrix.structures.base import STRUCTURES
+from onematrix.structures.column import Column
 from onematrix.structures.dense import Dense
-from onematrix.structures.identity import Identity
+from onematrix.structures.identity import Identity, scale
 from random_programs import random_program
 
 
@@ -38,6 +40,27 @@ def test_counts_follow_the_definition():
     work = elman(2, 3).counts(time=7).work
     assert work.multiply_adds == 7 * (6 + 9 + 3)
     assert work.activated == 21
+
+
+def test_a_bias_costs_its_addition_whatever_makes_it():
+    """The numbers made of `one` are those of every sample and place, which adds them: 5 places of 6 numbers."""
+    W, v = dense(6, 3), torch.ones(6)
+    made = Product(dense(6, 4), Column(torch.ones(4)))
+    for bias in (Column(v), scale(Column(v), 0.5), made, Dense(v[:, None]), scale(Dense(v[:, None]), 3)):
+        P = {"x": ("time", 3), "y": ("time", 6)}
+        G = om.BlockMatrix({("y", "x"): om.Block(W, on="last"), ("y", "one"): om.Block(bias, on="last")}, P)
+        program = om.Program(om.Step(G), ["x"], ["y"])
+        assert program.counts(time=5).multiply_adds == 5 * (6 * 3 + 6)
+        more, fewer = (flops(program, torch.randn(batch, 5, 3)) for batch in (7, 3))
+        assert more - fewer == 2 * 4 * 5 * 6 * 3, "a sample more makes no bias more"
+    P = {"x": 6, "y": 6, "t": 6, "X": ("time", 6)}
+    loop = om.Loop(
+        om.Step(om.BlockMatrix({("t", "y"): Identity(6), ("t", "x"): Identity(6)}, P)),
+        over="time",
+        feeds=om.BlockMatrix({("x", "X"): Identity(6), ("x", "one"): scale(Column(v), 2)}, P),
+        carry=om.BlockMatrix({("y", "t"): Identity(6)}, P),
+    )
+    assert om.Program(loop, ["X"], ["y"]).counts(time=7).multiply_adds == 7 * 6
 
 
 def test_attention_counts_are_those_torch_counts():

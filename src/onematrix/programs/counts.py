@@ -30,6 +30,7 @@ class Work:
     joined, activated: numbers that go through a join or an activation; in_products: the multiply-adds that
     `torch.utils.flop_counter` counts too (as 2 flops): of contractions and of stored matrices, without biases,
     scales, sums and means; moved: numbers that blocks read of their parts and rows write, weights apart.
+    What a block makes of `one` is made once for all samples: to each it costs the addition of its numbers.
     """
 
     products: int = 0
@@ -142,7 +143,7 @@ def _row_work(row: Row, program: Program, sizes: Mapping[str, int]) -> Work:
     work = Work()
     for blocks in row.sums:
         for column, block in blocks:
-            one = _block_work(None if own else target, program.parts[column], block, sizes)
+            one = _column_work(None if own else target, column, block, program, sizes)
             work = work + (replace(one, in_products=0) if column == ONE else one)  # a bias is added
     size = evaluate_size(target.features, sizes)
     work = work + Work(moved=size)
@@ -178,12 +179,32 @@ def _map_works(
     loop: Loop, matrix: BlockMatrix, program: Program, sizes: Mapping[str, int]
 ) -> Iterator[tuple[str, Work]]:
     for (row, column), block in matrix:
-        target, source = program.parts[row], program.parts[column]
+        target = program.parts[row]
         if matrix is loop.outputs:
             target = target.peel(loop.length) or target
-        if matrix is loop.feeds and loop.over is not None:
-            source = source.peel(loop.over) or source
-        yield row, _block_work(target, source, block, sizes)
+        peeled = loop.over if matrix is loop.feeds else None
+        yield row, _column_work(target, column, block, program, sizes, peeled)
+
+
+def _column_work(
+    target: Part | None,
+    column: str,
+    block: Block,
+    program: Program,
+    sizes: Mapping[str, int],
+    peeled: str | None = None,
+) -> Work:
+    """One block's product with its column, of which a feed takes the slice along a dimension.
+
+    What a block makes of `one` is the same for every sample: per sample its numbers are added, whatever made them.
+    """
+    source = program.parts[column]
+    source = source if peeled is None else source.peel(peeled) or source
+    work = _block_work(target, source, block, sizes)
+    if column != ONE:
+        return work
+    added = evaluate_size(block.structure.shape[0], sizes) * _repeats(target, source, block, sizes)
+    return replace(work, multiply_adds=min(work.multiply_adds, added))
 
 
 def _block_work(target: Part | None, source: Part, block: Block, sizes: Mapping[str, int]) -> Work:
