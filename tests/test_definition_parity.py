@@ -8,7 +8,7 @@ import torch
 
 from onematrix.structures import STRUCTURES, definition_plan, multilinear, multilinear_fit
 from onematrix.structures.definition import define, forget
-from onematrix.structures.definition_fit import project_cores
+from onematrix.structures.definition_fit import canonical_cores, project_cores
 from onematrix.structures.definition_plan import LAYOUTS, apply, plan
 from onematrix.structures.multilinear import Form, Kernel, gram_diagonal, gram_numbers
 from onematrix.structures.multilinear_fit import Search, fit_form
@@ -205,3 +205,19 @@ def test_the_layouts_of_the_products_by_hand_are_found():
     sizes = {"a": 32, "b": 32, "c": 32, "d": 32}
     stages = plan(kron := Form(("ac", "bd"), "ab", "cd"), tuple(kron.shapes(sizes))).stages
     assert [s.memory for s in stages] == ["*cb", "*ab"]
+
+
+def test_sums_of_outer_products_begin_at_their_decomposition_in_any_order_of_axes():
+    form = Form(("rabq", "cqr", "qrde"), "q", "cadbe")
+    sizes = dict(zip("rabqcde", (3, 2, 2, 5, 3, 2, 2), strict=True))
+    planted = [torch.randn(s, generator=generator(3), dtype=torch.float64) for s in form.shapes(sizes)]
+    dense = form.expand(planted).reshape(5, -1)
+    found = form.expand(canonical_cores(form, dense, sizes, Search(5.0))).reshape(5, -1)
+    assert float((found - dense).norm()) < 1e-8 * float(dense.norm())
+    for other in (("ir", "rj", "rk"), ("iar", "rjbs", "skc"), ("ir", "rj")):
+        chain = Form(other, "i", "".join(sorted(set("".join(other)) - set("irs"))))
+        wide = dict.fromkeys("iarjbskc", 2)
+        count = 2 ** len(chain.columns)
+        assert (canonical_cores(chain, normal(2, count), wide, Search(1.0)) is None) is (
+            other != ("ir", "rj", "rk")
+        )

@@ -12,6 +12,7 @@ from torch import Tensor
 from onematrix.errors import BudgetError, FitError
 from onematrix.structures.base import round_up
 from onematrix.structures.block_projection import truncate
+from onematrix.structures.canonical_fit import fit_rows
 from onematrix.structures.definition_pattern import Pattern
 from onematrix.structures.factor_sizes import ordered_splits
 from onematrix.structures.multilinear import Form, Kernel, LeastSquares
@@ -89,7 +90,9 @@ def fit_cores(
             cores = given
         else:
             own = Search(seconds, search.starts, search.seed)
-            cores = fit_form(kernel, dense, letters, gram, own, [given])
+            terms = canonical_cores(pattern.form, dense, letters, own)
+            own = own if terms is None or seconds is None else Search(seconds / 2, search.starts, search.seed)
+            cores = fit_form(kernel, dense, letters, gram, own, [given] if terms is None else [given, terms])
         shaped = dense.double().reshape([letters[c] for c in pattern.form.output])
         least = LeastSquares(kernel, shaped, letters, None if gram is None else gram.double())
         error = least.value(least.pack(cores))[0]
@@ -114,6 +117,41 @@ def project_cores(form: Form, dense: Tensor, sizes: Mapping[str, int]) -> list[T
     kept = "".join(dict.fromkeys(c for core in rest for c in core if c in ahead))
     core, left = _split_pair(Form((first, kept), form.rows, form.columns), dense, sizes, even=False)
     return [core, *project_cores(Form(tuple(rest), kept, ""), left, sizes)]
+
+
+def canonical_cores(
+    form: Form, dense: Tensor, sizes: Mapping[str, int], search: Search
+) -> list[Tensor] | None:
+    """Cores in float64 of a canonical decomposition in half the time; None where the form is none.
+
+    It is one where every axis is in all cores or in one alone: for each value of the axes of the matrix that all
+    have, a sum of outer products.
+    """
+    shared = set(form.cores[0]).intersection(*form.cores[1:])
+    own = ["".join(c for c in core if c not in shared) for core in form.cores]
+    if len(own) < 3 or not all(own) or len(set("".join(own))) < len("".join(own)):
+        return None
+    both = "".join(c for c in form.output if c in shared)
+    ranks = "".join(c for c in form.cores[0] if c in shared and c not in both)
+
+    def count(axes: str) -> int:
+        return math.prod(sizes[c] for c in axes)
+
+    order = [form.output.index(c) for c in both + "".join(own)]
+    whole = dense.double().reshape([sizes[c] for c in form.output]).permute(order)
+    half = None if search.seconds is None else search.seconds / 2
+    factors = fit_rows(
+        whole.reshape([count(both), *map(count, own)]),
+        count(ranks),
+        Search(half, search.starts, search.seed),
+    )
+    found = []
+    for core, axes, factor in zip(form.cores, own, factors, strict=True):
+        laid = both + ranks + axes
+        found.append(
+            factor.reshape([sizes[c] for c in laid]).permute([laid.index(c) for c in core]).contiguous()
+        )
+    return found
 
 
 def _split_pair(form: Form, dense: Tensor, sizes: Mapping[str, int], *, even: bool) -> tuple[Tensor, Tensor]:
