@@ -107,6 +107,20 @@ def test_networks_compile_into_one_graph_and_export(name):
     same(torch.export.export(module, tuple(ins)).module()(*ins), wanted)
 
 
+@pytest.mark.parametrize("name", ["sru_10", "elman", "lstm"])  # elementwise, dense, torch's own
+def test_an_exported_recurrence_has_any_batch_and_the_ticks_of_its_example(name):
+    module = om.compile(NETWORKS[name], prove=False)
+    example = random_numbers(module.program)
+    free = tuple({0: torch.export.Dim("batch", min=2)} for _ in example)
+    exported = torch.export.export(module, tuple(example), dynamic_shapes={"inputs": free}).module()
+    more = [torch.cat([x, x.flip(0), x[:1]]) for x in example]
+    same(exported(*more), module(*more))
+    longer = [torch.cat([x, x], 1) if x.dim() == 3 else x for x in example]
+    module(*longer)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        exported(*longer)
+
+
 def test_the_parameters_are_those_of_the_program_and_train():
     iterated = om.Iterated(elman(3, 4, generator=torch.Generator().manual_seed(0)))
     compiled = om.compile(iterated)
