@@ -12,7 +12,9 @@ from onematrix.networks import mlp
 from onematrix.networks.examples import examples
 from onematrix.programs.interpreter import interpret
 from onematrix.structures.dense import Dense
+from random_programs import random_program, random_recurrence
 from test_compiler_module import random_numbers, same
+from test_programs_random import SIZES, inputs_of
 
 NETWORKS = examples(torch.Generator().manual_seed(0))
 
@@ -268,3 +270,16 @@ def test_a_program_is_frozen_on_meta():
     module, frozen, x = frozen_pair()
     abstract = copy.deepcopy(module).to("meta").freeze()
     assert abstract(x.to("meta")).shape == frozen(x).shape
+
+
+@pytest.mark.parametrize("start", [70_600, 70_750, 71_900])
+def test_random_programs_without_gradients_and_frozen_mean_the_same(start):
+    for seed in range(start, start + 40):
+        module = om.compile((random_program if seed % 3 else random_recurrence)(seed), prove=False)
+        ins = inputs_of(module.program, seed)
+        given = [x.clone() for x in ins]
+        with torch.no_grad():
+            wanted = interpret(module.program, *ins, seed=seed, sizes=SIZES)
+            for each in (module, module.freeze()):
+                same(each(*ins, seed=seed, sizes=SIZES), wanted, msg=lambda m, s=seed: f"seed {s}: {m}")
+        assert all(map(torch.equal, ins, given)), f"seed {seed}: an input was written"

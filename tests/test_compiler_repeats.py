@@ -172,6 +172,32 @@ def test_equal_layers_are_one_function(norm_first):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
     frozen = ours.freeze()
     torch.testing.assert_close(frozen(x), net(x), rtol=1e-12, atol=1e-12)
+    forward, _ = frozen._emitted[False].frozen()
+    assert "layer_1" in forward.__code__.co_names
+
+
+def test_a_frozen_layer_is_given_what_the_weights_decide():
+    """Weights that several layers share, and that are scaled: they are no look-ups but values of the head."""
+    torch.manual_seed(0)
+    shared, x = nn.Linear(6, 6), torch.randn(3, 4, 6)
+
+    class Net(nn.Module):
+        def forward(self, x):
+            for _ in range(4):
+                y = torch.tanh(nn.functional.linear(x, 0.5 * shared.weight, 0.5 * shared.bias))
+                x = x + torch.sin(y) * torch.cos(x)
+            return x
+
+        weight, bias = shared.weight, shared.bias
+
+    net = Net()
+    net.register_parameter("w", shared.weight)
+    net.register_parameter("b", shared.bias)
+    ours = compiled(net, x)
+    assert len(re.findall(r"= layer_1\(", ours.text)) == 4
+    frozen = ours.freeze()
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), net(x), rtol=1e-5, atol=1e-6)
 
 
 def test_encoder_and_decoder_are_a_function_each():

@@ -40,8 +40,8 @@ class Emitted:
 
     def frozen(self) -> tuple[Any, Any]:
         """(forward, prepare): prepare(module, tables, dtype, device) gives what forward takes as last argument."""
-        decided = _decided(self.head)
-        names = "".join(f"{line.split(' = ', 1)[0]}, " for line in decided)
+        decided = _decided(self.head, self.entry)
+        names = "".join(f"{line.split(' = ', 1)[0]}," for line in decided)
         taken = (f"({names}) = heads",) if names else ()
         late = [line for line in self.head if line not in decided]
         forward = self._text(f"{START}, heads):", (*taken, *self.entry), late)
@@ -64,11 +64,13 @@ class Emitted:
 
 
 CALL = ("batch", "run", "plain")  # what a call alone knows
+OF_INPUTS = ("dtype", "device")  # too, where no weight tells them
 
 
-def _decided(head: Sequence[str]) -> list[str]:
+def _decided(head: Sequence[str], entry: Sequence[str]) -> list[str]:
     """The lines that read nothing a call alone knows, nor what such lines made."""
-    late, found = set(CALL), list[str]()
+    weightless = any(line.startswith("dtype = module._dtype_of") for line in entry)
+    late, found = {*CALL, *(OF_INPUTS if weightless else ())}, list[str]()
     for line in head:
         made, read = line.split(" = ", 1)
         words = set(re.findall(r"\w+", read))

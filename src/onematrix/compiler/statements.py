@@ -42,8 +42,8 @@ class Statement:
 def targets(line: str) -> tuple[str, ...]:
     """The variables a line assigns.
 
-    >>> targets("s1, s2, = v3, v4,"), targets("v5[0] = v3")
-    (('s1', 's2'), ())
+    >>> targets("s1, s2, = v3, v4,"), targets("(h1,h2,) = heads"), targets("v5[0] = v3")
+    (('s1', 's2'), ('h1', 'h2'), ())
     """
     found = TARGETS.match(line)
     return tuple(found[1].replace(" ", "").split(",")) if found else ()
