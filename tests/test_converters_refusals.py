@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import onematrix as om
 from converter_cases import Of, OfTwo
 from onematrix.converters.conversion import convert
 from onematrix.errors import ConversionError
@@ -147,6 +148,56 @@ def test_names_of_free_dimensions_must_be_inputs():
 def test_a_tensor_with_the_batch_twice_is_refused():
     with pytest.raises(ConversionError, match=r"sizes \['batch', 'batch'\] holds the batch twice"):
         convert(Of(lambda x: x @ x.t()), X)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_layers_over_the_batch_are_refused(kind):
+    """Dimension 0 of every input is the batch, so that a layer which reads time first runs over the samples."""
+    x, fault = (
+        torch.randn(7, 3, 4),
+        "a recurrent layer runs over the batch, which is dimension 0 of every input; ",
+    )
+    for free in (None, {}):
+        with pytest.raises(ConversionError, match=rf"the module: .*{fault}build it with batch_first=True"):
+            convert(kind(4, 5), x, free=free)
+    with pytest.raises(ConversionError, match=rf"inner\.0: .*{fault}build it with batch_first=True"):
+        om.compile(Of(lambda x, layer: layer(x)[0], kind(4, 5)), x)
+    with pytest.raises(ConversionError, match=rf"{fault}give it \(batch, time, features\)"):
+        convert(Of(lambda x, layer: layer(x.transpose(0, 1))[0], kind(4, 5, batch_first=True)), x)
+
+
+def test_states_whose_layers_are_the_batch_are_refused():
+    layer = nn.GRU(4, 5, 2, batch_first=True)
+    with pytest.raises(
+        ConversionError,
+        match=r"reads the layers of its state from the batch, which is dimension 0 of every input; give the state as "
+        r"\(batch, layers, width\) to a small module",
+    ):
+        convert(layer, torch.randn(7, 3, 4), torch.randn(2, 7, 5))
+
+
+def test_states_of_another_number_of_layers_are_refused():
+    module = Of(lambda x, layer: layer(x, x.mean(1).expand(3, -1, -1))[0], nn.GRU(4, 4, 2, batch_first=True))
+    with pytest.raises(
+        ConversionError,
+        match=r"with 2 layers × directions needs as many states, got 3; give them as \(2, batch, width\)",
+    ) as caught:
+        convert(module, torch.randn(7, 3, 4))
+    assert (caught.value.needed, caught.value.got) == (2, 3)
+
+
+def test_attention_over_the_batch_says_batch_first():
+    """It computes what torch does over dimension 0, as one opaque row; with its weights as output it is refused."""
+    remedy = "which is dimension 0 of every input; a layer that reads the time there needs batch_first=True"
+    layer, x = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0), torch.randn(7, 3, 4)
+    program = convert(layer, x)
+    reasons = {f.reason for f in program.opaque().values()}
+    assert reasons == {f"it multiplies different samples of the batch, {remedy}"}
+    torch.testing.assert_close(om.interpret(program, x), layer(x))
+    with pytest.raises(
+        ConversionError, match=rf"\['2 \* time', 'batch', 'batch'\] holds the batch twice, {remedy}"
+    ):
+        convert(nn.MultiheadAttention(4, 2), x, x, x)
 
 
 def test_two_inputs_where_one_was_given_by_name():

@@ -54,7 +54,7 @@ def convert(
     except ConversionError:
         raise
     except OneMatrixError as error:
-        raise ConversionError(f"convert({type(module).__name__}): {error}") from error
+        raise ConversionError(f"convert({type(module).__name__}): {error}", **error.facts) from error
 
 
 class _Converter:
@@ -93,8 +93,12 @@ class _Converter:
                 elif node.op == "output":
                     outputs = self._outputs(node)
             except ConversionError as error:
-                raise error if b.where in str(error) else ConversionError(f"{b.where}: {error}") from error
-            except (OneMatrixError, AssertionError) as error:
+                if b.where in str(error):
+                    raise
+                raise ConversionError(f"{b.where}: {error}", **error.facts) from error
+            except OneMatrixError as error:
+                raise ConversionError(f"{b.where}: {error}", **error.facts) from error
+            except AssertionError as error:
                 raise ConversionError(f"{b.where}: {error}") from error
         return self._finish(inputs, outputs)
 

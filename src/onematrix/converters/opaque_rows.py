@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from onematrix.converters.builder import Builder
+from onematrix.converters.native_layers import RUNS
 from onematrix.converters.sizes import BATCH_NAME, divide
-from onematrix.converters.values import BATCH, Atom, Dims, Spread, Value
+from onematrix.converters.values import BATCH, BATCH_LEADS, Atom, Dims, Spread, Value
 from onematrix.errors import ConversionError
 from onematrix.programs.opaque import Opaque
 from onematrix.structures.sizes import Size, evaluate_size
@@ -43,7 +44,7 @@ def write_opaque(
     for number, (sizes, dtype) in enumerate(outputs):
         axes, dims, place = output_layout(sizes, b.where)
         choose = number if len(outputs) > 1 else None
-        function = _caller(target, template, layouts, place, choose)
+        function = _caller(RUNS.get(target, target), template, layouts, place, choose)
         name = str(target)
         coupled = any(v.has_batch for v in values)
         opaque = Opaque(name, reason, function, max(len(values), 1), couples_batch=coupled)
@@ -63,7 +64,10 @@ def output_layout(sizes: Sequence[Size], where: str) -> tuple[tuple[Size, ...], 
         line: tuple[Atom, ...] = ()
         if rest is not None:
             if place is not None:
-                raise ConversionError(f"{where}: a tensor of sizes {list(sizes)} holds the batch twice")
+                raise ConversionError(
+                    f"{where}: a tensor of sizes {list(sizes)} holds the batch twice, {BATCH_LEADS}; "
+                    "a layer that reads the time there needs batch_first=True"
+                )
             place, line, size = i, (BATCH,), rest
         if size != 1:
             axes.append(size)
@@ -112,7 +116,7 @@ class SizeText(str):
 def to_tensor(part: Tensor, axes: Sequence[Size], dims: Dims, sizes: Mapping[str, int]) -> Tensor:
     """The tensor of the graph from the value of a part, (batch or 1, *axes)."""
     atoms = [atom for dim in dims for atom in dim]
-    x = part.reshape(part.shape[0], *(evaluate_size(a, sizes) for a in axes))
+    x = part if axes else part.reshape(part.shape[0])
     if BATCH in atoms:
         x = x.expand(sizes[BATCH_NAME], *x.shape[1:])
     else:

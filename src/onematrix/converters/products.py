@@ -11,7 +11,7 @@ from onematrix.converters.layout import along, ordered, refine, reshaped
 from onematrix.converters.operators import OPERATORS, operator
 from onematrix.converters.result import Result
 from onematrix.converters.sizes import product
-from onematrix.converters.values import BATCH, Spread, Value
+from onematrix.converters.values import BATCH, BATCH_LEADS, Spread, Value
 from onematrix.programs.block_matrix import Block
 from onematrix.programs.part import ONE
 from onematrix.structures.algebra import Transposed
@@ -203,7 +203,10 @@ def _check_batch(
     assert isinstance(kept, dict), "factors per label"
     holding = [label for label in labels if BATCH in kept[label]]
     if len(holding) > 1 or any(label not in out for label in holding):
-        raise Unsupported("it multiplies different samples of the batch")
+        raise Unsupported(
+            f"it multiplies different samples of the batch, {BATCH_LEADS}; a layer that reads the time there "
+            "needs batch_first=True"
+        )
     for label in labels:
         if label not in out and any(isinstance(e, Spread) for e in kept[label]):
             raise Unsupported("it sums copies")

@@ -8,12 +8,13 @@ import torch
 from onematrix.converters.arithmetic import select as choose
 from onematrix.converters.builder import Builder, Term, Unsupported
 from onematrix.converters.elementwise import dropped
-from onematrix.converters.layout import one_axis, ordered
+from onematrix.converters.layout import one_axis, ordered, squeezed
 from onematrix.converters.operators import operator
 from onematrix.converters.rearrangements import cat, permute, select, stack
 from onematrix.converters.result import Result, uniform
 from onematrix.converters.sizes import BATCH_NAME
-from onematrix.converters.values import BATCH, Value
+from onematrix.converters.values import BATCH, BATCH_LEADS, Value
+from onematrix.errors import ConversionError
 from onematrix.programs.block_matrix import Block, BlockMatrix
 from onematrix.programs.part import ONE
 from onematrix.programs.schedule import Loop, Seq
@@ -134,7 +135,7 @@ def _looped(
     time: Size,
     valid: Value | None,
 ) -> tuple[Value, list[Value]]:
-    x = ordered(b, x)
+    x = ordered(b, one_axis(b, one_axis(b, x, 1), 2))
     mask = None if valid is None else b.written(ordered(b, valid)).column
     width = x.axes[-1] if len(x.axes) > 1 else 1
     widths = [cell.width, cell.units][: len(states)]
@@ -246,11 +247,10 @@ def recurrence(
     directions = 2 if bidirectional else 1
     if not batch_first:
         x = permute(b, result, x, [1, 0, 2])
-    if BATCH in x.dims[1] or x.dims[0] != (BATCH,):
+    _check_batch(x, states, batch_first)
+    _check_layers(states, layers * directions)
+    if x.dims[0] != (BATCH,):
         raise Unsupported("its batch is not a dimension of its own")
-    if int(states[0].dimension(2)) == 1 or x.dimension(2) == 1 or x.dimension(1) == 1:
-        raise Unsupported("a width or a length of 1")
-    x = one_axis(b, one_axis(b, x, 1), 2)
     units = int(states[-1].dimension(2))
     each = len(weights) // (layers * directions)
     finals: list[list[Value]] = [[] for _ in states]
@@ -261,9 +261,9 @@ def recurrence(
             cell = Cell(mode, units, list(weights[place * each : (place + 1) * each]), bias)
             first = [select(b, result, s, 0, place) if s.number is None else _zero(s) for s in states]
             out, last = run(b, cell, x, first, reverse=d == 1, valid=valid)
-            outs.append(out)
+            outs.append(squeezed(b, out))
             for line, value in zip(finals, last, strict=True):
-                line.append(value)
+                line.append(squeezed(b, value))
         width = sum(int(out.dimension(2)) for out in outs)
         sizes = (BATCH_NAME, x.dimension(1), width)
         x = outs[0] if directions == 1 else cat(b, Result(sizes, x.dtype), outs, 2)
@@ -272,6 +272,29 @@ def recurrence(
     y = x if batch_first else permute(b, result, x, [1, 0, 2])
     stacked = [_stacked(b, line) for line in finals]
     return [y, *stacked]
+
+
+def _check_batch(x: Value, states: Sequence[Value], batch_first: bool) -> None:
+    """Raise ConversionError where the samples of a batch would be ticks or layers."""
+    if BATCH in x.dims[1]:
+        order = "give it (batch, time, features)" if batch_first else "build it with batch_first=True"
+        raise ConversionError(f"a recurrent layer runs over the batch, {BATCH_LEADS}; {order}")
+    if any(BATCH in s.dims[0] for s in states):
+        raise ConversionError(
+            f"a recurrent layer reads the layers of its state from the batch, {BATCH_LEADS}; give the state as "
+            "(batch, layers, width) to a small module around the layer that transposes it"
+        )
+
+
+def _check_layers(states: Sequence[Value], needed: int) -> None:
+    for state in states:
+        if (got := state.dimension(0)) != needed:
+            raise ConversionError(
+                f"a recurrent layer with {needed} layers × directions needs as many states, got {got}; "
+                f"give them as ({needed}, batch, width)",
+                needed=needed,
+                got=got,
+            )
 
 
 def _zero(state: Value) -> Value:

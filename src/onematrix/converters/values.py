@@ -9,6 +9,7 @@ from onematrix.converters.sizes import BATCH_NAME, times
 from onematrix.structures.sizes import Size
 
 BATCH = -1
+BATCH_LEADS = "which is dimension 0 of every input"
 
 
 @dataclass(frozen=True)
