@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import onematrix as om
-from onematrix.errors import DTypeError, ShapeError
+from onematrix.errors import DTypeError, OneMatrixError, ShapeError
 from onematrix.networks import elman, mlp
 from onematrix.networks.examples import examples
 from onematrix.networks.recurrent import over_time
@@ -106,3 +106,22 @@ def test_a_state_is_memory_of_its_own(program, ticks):
         for t in later.values():
             t.fill_(7.0)
         same(tuple(module.parameters()), tuple(kept))
+
+
+@pytest.mark.parametrize(
+    "value", ["a", None, [[1.0]], 3, torch.ones(2, 4).numpy()], ids=lambda v: type(v).__name__
+)
+def test_inputs_and_states_that_are_no_tensors_are_named(value):
+    plain, loop = om.compile(mlp([4, 8, 2]), prove=False), om.compile(elman(3, 4), prove=False)
+    x, h, kind = torch.zeros(2, 5, 3), torch.zeros(2, 4), type(value).__name__
+    for call, who in (
+        (lambda: plain(value), "input 'x0'"),
+        (lambda: plain.freeze()(value), "input 'x0'"),
+        (lambda: om.compile(mlp([4, 8, 2]), value), "input 'x0'"),
+        (lambda: loop(x, value), "input 'h0'"),
+        (lambda: loop.forward_with_state(x, h, state={"h_prev": value}), "state 'h_prev'"),
+    ):
+        with pytest.raises(
+            OneMatrixError, match=rf"{who}: a tensor of shape \(batch, 4\) was needed, got {kind}"
+        ):
+            call()

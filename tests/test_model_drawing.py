@@ -317,7 +317,7 @@ def test_large_models_meet_their_targets(name, request, tmp_path):
     line = [sys.executable, str(script), "--here", name]
     done = subprocess.run(line, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(" met") == 2
+    assert done.stdout.count(" met\n") == 2
     assert "not met" not in done.stdout, done.stdout
 
 

@@ -19,6 +19,7 @@ INDENT = "    "
 ARGUMENTS = frozenset(("module", "tables", "inputs", "given", "seed", "state", "first", "heads"))
 SPACE = {  # what every function sees
     "torch": torch,
+    "Tensor": torch.Tensor,
     "inf": math.inf,  # as repr writes the arguments of activations
     "nan": math.nan,
     "linear": functional.linear,

@@ -11,6 +11,7 @@ from onematrix.compiler.code import Code, Var, shape_text, size_text
 from onematrix.compiler.convolution_code import refused_transforms
 from onematrix.compiler.demand import by_demand
 from onematrix.compiler.emitted import Emitted
+from onematrix.compiler.entry import entry_lines
 from onematrix.compiler.form import Form
 from onematrix.compiler.layers import emit_layers, find_layers
 from onematrix.compiler.norms import emit_norm, find_norms
@@ -19,7 +20,7 @@ from onematrix.compiler.recurrences import NoMatch, match_dense, match_elementwi
 from onematrix.compiler.rows import Rows
 from onematrix.compiler.ticks import hold, past_the_end
 from onematrix.programs.flow import live_after, parts_read, written
-from onematrix.programs.part import ONE, Part
+from onematrix.programs.part import ONE
 from onematrix.programs.program import Program
 from onematrix.programs.run import carried_parts
 from onematrix.programs.schedule import Loop
@@ -84,56 +85,8 @@ class _Emitter:
         if self.stateful:
             result = f"{result}, ({''.join(self.handed[name] + ', ' for name in carried_parts(program))})"
         body = (*self.code.body, f"return {result}")
-        entry = self.entry("\n".join((*self.code.head, *body)))
+        entry = entry_lines(program, self.rows, self.sizes, "\n".join((*self.code.head, *body)))
         return Emitted(tuple(entry), tuple(self.code.head), body, self.code.constants, tuple(self.notes))
-
-    def entry(self, body: str) -> list[str]:
-        """The inputs, checked, and what the body asks about them."""
-        count = len(self.program.inputs)
-        wrong = [f"len(inputs) != {count}", "given is not None"]
-        lines = [f"({', '.join(f'in{p}' for p in range(count))},) = inputs"]
-        missing = dict(self.sizes)
-        for place, name in enumerate(self.program.inputs):
-            if self.program.parts[name].stored_shape == (1,):  # one number per sample may come as (batch,)
-                lines.append(f"in{place} = in{place}.unsqueeze(1) if in{place}.dim() == 1 else in{place}")
-            wrong += self.doubts(place, self.program.parts[name], missing, lines)
-        lines += [f"n_{name} = module._size({name!r}, inputs, given)" for name in missing]
-        weight = next((t for t in self.program.parameters.values() if t.is_floating_point()), None)
-        floating = self.rows.tensor_text(weight) if weight is not None else None
-        for place, name in enumerate(self.program.inputs):
-            part = self.program.parts[name]
-            if part.kind == "real" and part.dtype is None and floating:
-                wrong.append(f"in{place}.dtype is not {floating}.dtype")
-        lines.insert(0, f"if {wrong[0]}: module._check(inputs, given)")
-        lines.append(f"if {' or '.join(wrong[1:])}: module._check(inputs, given)")
-        dtype = f"{floating}.dtype" if floating else "module._dtype_of(inputs)"
-        asked = {
-            "batch": "in0.shape[0]",
-            "device": "in0.device",
-            "dtype": dtype,
-            "plain": "not torch.is_grad_enabled()",
-            "run": "module._run(inputs, given, seed, first)",
-        }
-        return lines + [f"{name} = {text}" for name, text in asked.items() if re.search(rf"\b{name}\b", body)]
-
-    def doubts(self, place: int, part: Part, missing: dict[str, str], lines: list[str]) -> list[str]:
-        """Conditions under which an input has to be looked at closely; named sizes are read on the way."""
-        shape = part.stored_shape
-        lines.append(f"shape{place} = in{place}.shape")
-        found = [f"len(shape{place}) != {len(shape) + 1}"]
-        if place:
-            found.append(f"shape{place}[0] != shape0[0]")
-        for axis, size in enumerate(shape, start=1):
-            text = f"shape{place}[{axis}]"
-            if isinstance(size, str) and size in missing and size.isidentifier():
-                lines.append(f"{missing.pop(size)} = {text} if len(shape{place}) == {len(shape) + 1} else -1")
-            else:
-                found.append(f"{text} != {size_text(size, self.sizes)}")
-        if part.kind == "index":
-            found.append("True")  # its numbers are looked at
-        elif part.dtype is not None:
-            found.append(f"in{place}.dtype is not torch.{part.dtype}")
-        return found
 
     def output(self, name: str, env: Env) -> str:
         """An output in memory of its own, with one row per sample."""

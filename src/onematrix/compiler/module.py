@@ -167,7 +167,8 @@ class Compiled(nn.Module):
         batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
         for name, x in given.items():
             shape = self._lowered.parts[name].stored_shape
-            if tuple(x.shape) != (batch, *shape) or x.dtype != inputs[0].dtype:
+            fits = isinstance(x, Tensor) and tuple(x.shape) == (batch, *shape) and x.dtype == inputs[0].dtype
+            if not fits:
                 structures = rebuild_all(self, self._ownership)
                 begin(self._lowered, inputs, structures, False, 0, sizes, given, 0)
                 return
