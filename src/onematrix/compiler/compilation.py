@@ -118,7 +118,7 @@ def _candidate(plain: Compiled, inputs: tuple[Tensor, ...], source: nn.Module | 
 
 def _differs(plain: Compiled, question: str) -> bool:
     """Whether the answer changes the code at all."""
-    return plain.text_in(replace(plain.form, **{question: False})) != plain.text
+    return not plain.is_written_alike(replace(plain.form, **{question: False}))
 
 
 def explanation(program: Program, compiled: Compiled, trace: Trace, notes: list[str]) -> str:

@@ -17,8 +17,9 @@ def by_demand(program: Program) -> list[Item]:
     part is written twice the order of the schedule stays.
     """
     items = list(_items(program.wiring))
-    maker = {name: place for place, item in enumerate(items) for name in _written(item)}
-    if len(maker) < sum(len(_written(item)) for item in items):
+    made = [(name, place) for place, item in enumerate(items) for name in _written(item)]
+    maker = dict(made)
+    if len(maker) < len(made):
         return items
     needs = [[maker[name] for name in _read(item) if name in maker] for item in items]
     return [items[place] for place in _postorder(needs, [maker[n] for n in program.outputs if n in maker])]

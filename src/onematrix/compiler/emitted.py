@@ -29,6 +29,11 @@ class Emitted:
     constants: Mapping[str, object]
     notes: tuple[str, ...] = ()
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines it was given, one layer after the other."""
+        return (*self.entry, *self.head, *self.body)
+
     @cached_property
     def text(self) -> str:
         """The functions of equal layers, and forward."""

@@ -72,6 +72,11 @@ class Frozen(Compiled):
         self._fold()
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        del state["_prepare"], state["_heads"]
+        return state
+
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
         self._fold()  # a copy has storage of its own

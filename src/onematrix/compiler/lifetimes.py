@@ -36,17 +36,16 @@ def _release(
     for name, place in last.items():
         if not body[place].lines[0].startswith("return "):
             ends.setdefault(place, []).append(name)
+    readers = Counter(name for each in body for name in each.words)
     found: list[Statement] = []
     for place, each in enumerate(body):
-        found.append(each if len(each.lines) == 1 else _inside(each, held | _others(body, each), times))
+        outside = {
+            name for name in each.inner if readers[name] > 1
+        }  # what it makes and other statements read
+        found.append(each if len(each.lines) == 1 else _inside(each, held | outside, times))
         if place in ends:
             found.append(Statement((f"del {', '.join(sorted(ends[place]))}",)))
     return found
-
-
-def _others(body: Sequence[Statement], loop: Statement) -> set[str]:
-    """What a loop makes and other statements read."""
-    return {name for each in body if each is not loop for name in each.words & loop.inner}
 
 
 def _inside(loop: Statement, held: set[str], times: Counter[str]) -> Statement:

@@ -88,24 +88,15 @@ class Compiled(nn.Module):
         other._write_functions()
         return other
 
-    def text_in(self, form: Form) -> str:
-        """The code of forward in another form."""
-        return self._write(False, form).text
+    def is_written_alike(self, form: Form) -> bool:
+        """Whether the code of forward in another form is line by line the same."""
+        return self._write(False, form).lines == self._emitted[False].lines
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the code, which is written anew, and the tables, which an export leaves with its own tensors."""
         state = self.__dict__.copy()
-        for name in (
-            "_tables",
-            "_first",
-            "_places",
-            "_emitted",
-            "_function",
-            "_stateful",
-            "_prepare",
-            "_heads",
-        ):
-            state.pop(name, None)
+        for name in ("_tables", "_first", "_places", "_emitted", "_function", "_stateful"):
+            del state[name]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

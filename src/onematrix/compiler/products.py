@@ -134,11 +134,12 @@ class Products:
         if first.flattens:
             x = f"{x}.flatten({1 + first.kept})"
         weights = [self.tensor(m.weight) for m in merge.members]
-        vectors = [
-            self.tensor(m.bias) if m.bias is not None else code.first(f"{w}.new_zeros({m.size})")
-            for m, w in zip(merge.members, weights, strict=True)
-            if any(m.bias is not None for m in merge.members)
-        ]
+        vectors = []
+        if any(m.bias is not None for m in merge.members):
+            vectors = [
+                self.tensor(m.bias) if m.bias is not None else code.first(f"{w}.new_zeros({m.size})")
+                for m, w in zip(merge.members, weights, strict=True)
+            ]
         whole = code.let(merged_text(code, x, weights, vectors, self.form.fixed), value.single)
         names = [code.name() for _ in merge.members]
         sizes = ", ".join(str(m.size) for m in merge.members)
