@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from onematrix.kernels import elementwise_numba
+from onematrix.kernels import numba_arrays
 from onematrix.kernels.elementwise_code import ElementwiseLoop
 from onematrix.kernels.elementwise_loop import run_elementwise_loop
 
 NUMBA = pytest.param(
-    "numba", marks=pytest.mark.skipif(not elementwise_numba.HAS_NUMBA, reason="numba is not installed")
+    "numba", marks=pytest.mark.skipif(not numba_arrays.HAS_NUMBA, reason="numba is not installed")
 )
 KERNELS = ["torch", NUMBA]
 FUNCTIONS = {

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from onematrix.kernels import elementwise_numba
+from onematrix.kernels import numba_arrays
 from onematrix.kernels.elementwise_code import ACTIVATIONS, ElementwiseLoop
 from onematrix.kernels.elementwise_loop import run_elementwise_loop
 from recurrence_cases import FUNCTIONS, KERNELS, MIXED, SRU, check, flat, gradients, literal, tensors
@@ -210,5 +210,5 @@ def test_random_loops(seed):
         "valid": torch.rand(4, 3, generator=g) < 0.7 if seed % 3 == 0 else None,
     }
     given = tensors(loop, (4, 3, 2), shared=(0,) if seed % 5 == 0 else (), seed=seed)
-    for kernel in ("torch", "numba") if seed % 6 == 0 and elementwise_numba.HAS_NUMBA else ("torch",):
+    for kernel in ("torch", "numba") if seed % 6 == 0 and numba_arrays.HAS_NUMBA else ("torch",):
         check(loop, given, kernel, **options)

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onematrix.errors import CompileError, DTypeError, ProgramError, ShapeError
-from onematrix.kernels import elementwise_loop, elementwise_numba
+from onematrix.kernels import elementwise_loop, numba_arrays
 from onematrix.kernels.elementwise_code import ElementwiseLoop
 from onematrix.kernels.elementwise_loop import run_elementwise_loop
 from recurrence_cases import KERNELS, SRU, check, flat, gradients, tensors
@@ -101,7 +101,7 @@ def test_the_default_is_compiled_where_it_pays(monkeypatch):
         calls.clear()
     run_elementwise_loop(SRU, *tensors(SRU, (512, 1, 4)), kernel="torch")
     run_elementwise_loop(SRU, *tensors(SRU, (512, 1, 4), dtype=torch.bfloat16))
-    monkeypatch.setattr(elementwise_numba, "HAS_NUMBA", False)
+    monkeypatch.setattr(numba_arrays, "HAS_NUMBA", False)
     run_elementwise_loop(SRU, *tensors(SRU, (512, 1, 4)))
     assert not calls
     with pytest.raises(CompileError, match="'numba' cannot run: numba is not installed"):

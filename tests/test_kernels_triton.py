@@ -172,7 +172,7 @@ def test_the_default_on_a_gpu_is_triton(monkeypatch):
         for dtype in (torch.float32, torch.bfloat16):
             parts = [[t.detach().to(device, dtype) for t in p] for p in tensors(loop, (64, 8, 8))]
             run_elementwise_loop(loop, *parts)
-    numba = ["numba"] * bool(flat([tensors(loop)])) if elementwise_loop.elementwise_numba.HAS_NUMBA else []
+    numba = ["numba"] * bool(flat([tensors(loop)])) if elementwise_loop.numba_arrays.HAS_NUMBA else []
     assert calls == ["triton", "triton", *numba]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onematrix.kernels import dense_numba
 from onematrix.kernels.dense_plan import DensePlan
 from onematrix.kernels.dense_states import IN_PLACE, turned_weight
 from onematrix.programs.activations import RULES
@@ -16,6 +17,10 @@ Work = list[tuple[Callable[[Tensor], Any], Tensor]]  # what is done to which fea
 def run_to_final(inputs: Tensor, weight: Tensor, init: Tensor, plan: DensePlan) -> Tensor:
     """The features `plan.read` of the state after the last tick, (B, stop − start)."""
     start, stop = plan.read or (0, len(weight))
+    if dense_numba.serves(init, plan):
+        pair = init.new_empty(2, *init.shape)
+        dense_numba.run_forward(inputs, weight, init, plan, pair, whole=False)
+        return pair[(plan.ticks - 1) % 2, :, start:stop].clone()
     # As columns, states are multiplied by W in the order it is stored, but what is fed has to be turned.
     columns = plan.ticks * len(init) < len(weight)
     turned = weight.t() if columns else turned_weight(weight, plan)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onematrix.kernels import dense_numba
 from onematrix.kernels.dense_plan import Activations, DensePlan
 from onematrix.kernels.dense_torch import run_dense_by_torch
 from onematrix.kernels.portable_gradients import portable_gradients
@@ -77,6 +78,9 @@ def run_in_place(
 ) -> tuple[Tensor, Tensor | None]:
     """The states after each tick, (ticks, B, n), and their sums a_t + W s_{t-1} where a derivative needs them."""
     states = init.new_empty(plan.ticks, *init.shape)
+    if dense_numba.serves(init, plan):
+        dense_numba.run_forward(inputs, weight, init, plan, states, whole=True)
+        return states, None
     kept = any(name not in IN_PLACE for _, name in plan.activations)
     sums = torch.empty_like(states) if kept else None
     rows = states.unbind(0)
@@ -137,6 +141,15 @@ def _deltas(weight: Tensor, states: Tensor, sums: Tensor | None, plan: DensePlan
     """Δ of every tick, (ticks, B, n), in the order of time."""
     delta = torch.empty_like(states)
     rows = delta.unbind(0)
+    order = plan.order[::-1]
+    given = grads[0].unbind(0) if grads[0] is not None else None
+    final = grads[1]
+    if plan.read is not None and final is not None:
+        final = torch.nn.functional.pad(final, (plan.read[0], len(weight) - plan.read[1]))
+    _add(None if given is None else given[order[0]], final, rows[order[0]])
+    if dense_numba.serves(states[0], plan):
+        dense_numba.run_backward(weight, states, grads[0], plan, delta)
+        return delta
     slices, factors = _slices(delta, rows, plan.activations), _factors(states, sums, plan)
     names = [name for _, name in plan.activations]
     work: Work = [
@@ -144,12 +157,6 @@ def _deltas(weight: Tensor, states: Tensor, sums: Tensor | None, plan: DensePlan
         for name, part, factor in zip(names, slices, factors, strict=True)
         if factor is not None
     ]
-    order = plan.order[::-1]
-    given = grads[0].unbind(0) if grads[0] is not None else None
-    final = grads[1]
-    if plan.read is not None and final is not None:
-        final = torch.nn.functional.pad(final, (plan.read[0], len(weight) - plan.read[1]))
-    _add(None if given is None else given[order[0]], final, rows[order[0]])
     for place, t in enumerate(order):
         if place and given is not None:
             torch.addmm(given[t], rows[order[place - 1]], weight, out=rows[t])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onematrix.errors import CompileError, DTypeError, ShapeError
-from onematrix.kernels import elementwise_numba, triton_language
+from onematrix.kernels import numba_arrays, triton_language
 from onematrix.kernels.elementwise_code import ElementwiseLoop
 from onematrix.kernels.elementwise_operator import run_compiled
 from onematrix.kernels.elementwise_scan import prefers_scan, run_by_scan
@@ -78,7 +78,7 @@ def _choose(kernel: str | None, loop: ElementwiseLoop, tensors: Sequence[Tensor]
     if kernel in ("torch", "scan") or not tensors:
         return kernel if kernel and tensors else "torch"
     chosen = kernel or ("numba" if tensors[0].device.type == "cpu" else "triton")
-    refusal = elementwise_numba.refusal if chosen == "numba" else triton_language.refusal
+    refusal = numba_arrays.refusal if chosen == "numba" else triton_language.refusal
     reason = refusal(tensors[0])
     if kernel is not None and reason is not None:
         raise CompileError(f"loop: kernel {kernel!r} cannot run: {reason}", got=reason)
