@@ -28,6 +28,18 @@ def test_it_knows_its_start_and_what_is_read_of_its_end(gradients):
         torch.testing.assert_close(net(x), interpret(net.program, x), **EXACT)
 
 
+@pytest.mark.parametrize(
+    ("activation", "slices"),
+    [("relu", "((10, 'relu'), (3, 'identity'))"), ("identity", "((10, 'identity'), (3, 'identity'))")],
+)
+def test_neighbours_with_one_activation_are_one_slice_but_where_what_is_read_ends(activation, slices):
+    program = inn([5, 6, 4, 3], activation=activation, generator=torch.Generator().manual_seed(1))
+    net = om.compile(program, prove=False).double()
+    assert slices in net.text
+    x = torch.randn(2, 4, 5, dtype=torch.float64)
+    torch.testing.assert_close(net(x), interpret(net.program, x), **EXACT)
+
+
 def test_what_is_handed_on_is_whole_and_may_be_given():
     net, x = made()
     by_rows = Compiled(net.program, lower(net.program), Form(kernels=False))

@@ -210,7 +210,7 @@ def test_a_compiled_module_compiles_to_itself_and_explains(capsys):
     assert "carries: carried" in shown
     assert "products" in shown
     assert re.search(r"bytes moved +[\d,]+ +[\d,]+", shown)
-    assert "merged_product(" in module.text
+    assert "run_fed_elementwise_loop(" in module.text
 
 
 @pytest.mark.parametrize(

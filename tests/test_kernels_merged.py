@@ -7,7 +7,8 @@ from torch.testing import assert_close
 
 from onematrix.compiler.module import Compiled
 from onematrix.compiler.pipeline import lower
-from onematrix.kernels.merged_product import FEW, merged_product
+from onematrix.kernels.elementwise_fed import run_fed_elementwise_loop
+from onematrix.kernels.merged_product import ALONE, FEW, grouped, merged_product
 from onematrix.networks.examples import examples
 
 
@@ -69,9 +70,33 @@ def test_few_rows_of_large_matrices_copy_none(monkeypatch):
     assert [tuple(w.shape) for w in calls] == [(1028, 512)]
 
 
+@pytest.mark.parametrize(
+    ("heights", "spans"),
+    [
+        ((300, 20, 10), [(0, 300), (300, 330)]),
+        ((20, 10, 300), [(0, 30), (30, 330)]),
+        ((20, 300, 10, 5), [(0, 20), (20, 320), (320, 335)]),
+        ((300, 64, 63), [(0, 300), (300, 364), (364, 427)]),
+        ((3, 4), [(0, 7)]),
+        ((300,), [(0, 300)]),
+    ],
+)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_groups_write_what_the_definition_says(heights, spans, with_bias):
+    x, weights, biases = given(6, 512, heights)
+    assert 64 * 512 == ALONE[0]
+    groups = grouped(weights, biases if with_bias else None)
+    assert [(group.start, group.stop) for group in groups] == spans
+    out = torch.full((6, sum(heights)), torch.nan, dtype=torch.float64)
+    for group in groups:
+        group.write(x, out)
+    assert_close(out, literal(x, weights, biases if with_bias else None), rtol=1e-12, atol=1e-12)
+
+
 def test_a_frozen_program_puts_its_weights_together_once():
     program = examples(torch.Generator().manual_seed(0))["sru_14"]
     ours = Compiled(program, lower(program))
-    assert any(v is merged_product for v in ours._emitted[False].constants.values())
+    joining = (merged_product, run_fed_elementwise_loop)
+    assert any(v in joining for v in ours._emitted[False].constants.values() if callable(v))
     frozen = ours.freeze()
-    assert not any(v is merged_product for v in frozen._emitted[False].constants.values())
+    assert not any(v in joining for v in frozen._emitted[False].constants.values() if callable(v))

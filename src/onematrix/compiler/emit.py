@@ -12,10 +12,11 @@ from onematrix.compiler.convolution_code import refused_transforms
 from onematrix.compiler.demand import by_demand
 from onematrix.compiler.emitted import Emitted
 from onematrix.compiler.entry import entry_lines
+from onematrix.compiler.fed_rows import FedRows, find_fed_rows
 from onematrix.compiler.form import Form
 from onematrix.compiler.layers import emit_layers, find_layers
 from onematrix.compiler.norms import emit_norm, find_norms
-from onematrix.compiler.recurrence_code import emit_cell, emit_dense, emit_elementwise
+from onematrix.compiler.recurrence_code import emit_cell, emit_dense, emit_elementwise, is_fed_alone
 from onematrix.compiler.recurrences import NoMatch, match_dense, match_elementwise
 from onematrix.compiler.rows import Rows
 from onematrix.compiler.ticks import hold, past_the_end
@@ -67,6 +68,9 @@ class _Emitter:
         self.within = {name for cell in self.cells.values() for name in cell.absorbed}
         self.within |= {name for name, found in self.attention.items() if name != found.result}
         self.within |= {name for norm in self.norms.values() for name in norm.inner}
+        fed = find_fed_rows(program, self.rows.merges, self.rows.absorbed, self.rows.uses)
+        self.fed = fed if form.kernels and not form.fixed else {}
+        self.within |= {name for rows in self.fed.values() for name in rows.rows}
         self.layers = find_layers(program, self.rows.uses, self.rows.merges)
         self.within |= {layer.result for found in self.layers.values() for layer in found[:-1]}
 
@@ -254,22 +258,31 @@ class _Emitter:
         self, wired: WiredLoop, env: Env, starts: list[str], outermost: bool
     ) -> tuple[Env, list[str | None]] | None:
         """Stacked outputs and final values of an elementwise or dense recurrence; None, and why, where it is none."""
-        refused = []
+        refused, fed = [], self.fed.get(id(wired))
         try:
             elementwise = match_elementwise(wired, self.program, self.rows)
-            return emit_elementwise(elementwise, wired.loop, starts, self.rows, env)
+            return emit_elementwise(elementwise, wired.loop, starts, self.rows, env, fed)
         except NoMatch as why:
             refused.append(f"elementwise recurrence: {why}")
         try:
             dense = match_dense(wired, self.program, self.rows)
+            if fed is not None and not is_fed_alone(dense, fed):
+                self.feed(fed, env)
+                fed = None
             given = outermost and self.stateful
             read = [given or not outermost or row.part in self.live[id(wired.loop)] for row in wired.carry]
             zero = not given and not wired.init
-            return emit_dense(dense, wired.loop, starts, self.rows, env, zero, read)
+            return emit_dense(dense, wired.loop, starts, self.rows, env, zero, read, fed)
         except NoMatch as why:
             refused.append(f"dense recurrence: {why}")
         self.notes += [f"loop over {wired.loop.over!r}: no {reason}" for reason in refused]
+        if fed is not None:
+            self.feed(fed, env)
         return None
+
+    def feed(self, fed: FedRows, env: Env) -> None:
+        """Write the rows that waited for a kernel to make them."""
+        env.update({name: self.placed(row, env, True) for name, row in fed.rows.items()})
 
     def first_state(self, wired: WiredLoop, env: Env, outermost: bool) -> dict[str, str]:
         """A variable per carried part, at what it starts as."""

@@ -4,7 +4,7 @@ Chosen where a value has a free dimension (time, tokens), so that many rows shar
 there are few rows in a call after all, the products run apart (`kernels.merged_product`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -59,6 +59,19 @@ def plan_merges(program: Program) -> tuple[dict[int, Merge], set[int]]:
             found |= {id(m.wire): merge for m in members}
             taken |= {id(biases[id(m.wire)]) for m in members if id(m.wire) in biases}
     return found, taken
+
+
+def operand_texts(
+    code: Code, tensor: Callable[[object], str], members: Sequence[Member]
+) -> tuple[list[str], list[str]]:
+    """The weights of products of one value, and their biases where any has one."""
+    weights = [tensor(m.weight) for m in members]
+    if all(m.bias is None for m in members):
+        return weights, []
+    return weights, [
+        code.first(f"{w}.new_zeros({m.size})") if m.bias is None else tensor(m.bias)
+        for m, w in zip(members, weights, strict=True)
+    ]
 
 
 def merged_text(code: Code, x: str, weights: Sequence[str], vectors: Sequence[str], fixed: bool) -> str:

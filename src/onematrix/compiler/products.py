@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from onematrix.compiler.code import Code, Var, shape_text, size_text
 from onematrix.compiler.convolution_code import convolution_text
 from onematrix.compiler.form import Form
-from onematrix.compiler.merging import Merge, merged_text, plan_merges, unscale
+from onematrix.compiler.merging import Merge, merged_text, operand_texts, plan_merges, unscale
 from onematrix.compiler.views import moves, shares, view_text
 from onematrix.kernels.noise import draw_noise
 from onematrix.programs.part import ONE, Part
@@ -133,23 +134,16 @@ class Products:
         x = self.text(value)
         if first.flattens:
             x = f"{x}.flatten({1 + first.kept})"
-        weights = [self.tensor(m.weight) for m in merge.members]
-        vectors = []
-        if any(m.bias is not None for m in merge.members):
-            vectors = [
-                self.tensor(m.bias) if m.bias is not None else code.first(f"{w}.new_zeros({m.size})")
-                for m, w in zip(merge.members, weights, strict=True)
-            ]
-        whole = code.let(merged_text(code, x, weights, vectors, self.form.fixed), value.single)
+        text = merged_text(code, x, *operand_texts(code, self.tensor, merge.members), self.form.fixed)
+        whole = code.let(text, value.single)
         names = [code.name() for _ in merge.members]
         sizes = ", ".join(str(m.size) for m in merge.members)
         code.line(f"{', '.join(names)} = {whole.text}.split(({sizes}), -1)")
-        self.made[id(merge)] = {}
-        start = 0
-        for name, member in zip(names, merge.members, strict=True):
-            place = (whole.text, start, start + member.size)
-            self.made[id(merge)][id(member.wire)] = Var(name, value.single, merged=place)
-            start += member.size
+        starts = accumulate((m.size for m in merge.members), initial=0)
+        self.made[id(merge)] = {
+            id(m.wire): Var(name, value.single, merged=(whole.text, start, start + m.size))
+            for name, m, start in zip(names, merge.members, starts, strict=False)
+        }
 
     def shaped(self, wire: Wire, ratio: float, a: Structure, terms: Terms, env: dict[str, Var]) -> Var:
         """A product on some of the dimensions, others flattened before or split after."""

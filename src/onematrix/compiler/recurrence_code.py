@@ -5,10 +5,14 @@ from itertools import accumulate, pairwise
 
 from onematrix.compiler.cells import Cell
 from onematrix.compiler.code import Var, size_text
+from onematrix.compiler.fed_rows import FedRows
+from onematrix.compiler.merging import operand_texts
 from onematrix.compiler.recurrences import Dense1, Elementwise
 from onematrix.compiler.rows import Rows
 from onematrix.kernels.assembled import assemble
+from onematrix.kernels.dense_fed import run_fed_dense_loop
 from onematrix.kernels.dense_loop import run_dense_loop
+from onematrix.kernels.elementwise_fed import run_fed_elementwise_loop
 from onematrix.kernels.elementwise_loop import run_elementwise_loop
 from onematrix.kernels.native_recurrence import native_gru, native_lstm
 from onematrix.programs.schedule import Loop
@@ -18,19 +22,23 @@ Env = dict[str, Var]
 
 
 def emit_elementwise(
-    found: Elementwise, loop: Loop, starts: Sequence[str], rows: Rows, env: Env
+    found: Elementwise, loop: Loop, starts: Sequence[str], rows: Rows, env: Env, fed: FedRows | None
 ) -> tuple[Env, list[str | None]]:
-    """The stacked outputs and the final values of an elementwise recurrence."""
+    """The stacked outputs and the final values of an elementwise recurrence, which makes the rows `fed` itself."""
     code = rows.code
-    run = code.constant(run_elementwise_loop)
-    series = ", ".join(f"{rows.text(env[name])}.transpose(0, 1)" for name in found.series)
+    run = code.constant(run_elementwise_loop if fed is None else run_fed_elementwise_loop)
+    made = fed.rows if fed is not None else {}
+    series = ", ".join(
+        "None" if name in made else f"{rows.text(env[name])}.transpose(0, 1)" for name in found.series
+    )
+    products = "" if fed is None else _fed(fed, [name for name in found.series if name in made], rows, env)
     options = _options(loop, rows, env)
     first = found.loop.given - found.loop.carried
     overlap = loop.valid is None and any(first <= r < found.loop.given for r in found.loop.outputs)
     options += ", overlap=True" if overlap else ""
     stacked, final = code.name("all"), code.name("end")
     code.line(
-        f"{stacked}, {final} = {run}({code.constant(found.loop)}, [{series}], [{', '.join(found.vectors)}], "
+        f"{stacked}, {final} = {run}({code.constant(found.loop)}, {products}[{series}], [{', '.join(found.vectors)}], "
         f"[{', '.join(starts)}]{options})"
     )
     outputs = {
@@ -71,17 +79,26 @@ def _biases(group: Sequence[Structure | None], found: Cell, rows: Rows) -> str:
 
 
 def emit_dense(
-    found: Dense1, loop: Loop, starts: Sequence[str], rows: Rows, env: Env, zero: bool, read: Sequence[bool]
+    found: Dense1,
+    loop: Loop,
+    starts: Sequence[str],
+    rows: Rows,
+    env: Env,
+    zero: bool,
+    read: Sequence[bool],
+    fed: FedRows | None,
 ) -> tuple[Env, list[str | None]]:
     """The stacked outputs and the final values of a dense recurrence, None where one is not computed.
 
     zero: what it starts from is zero. read: of each carried part, whether anything needs its final value.
+    fed: the rows that are all its inputs, which it makes itself.
     """
     code = rows.code
-    run = code.constant(run_dense_loop)
-    inputs = _inputs(found, rows, env, loop)
+    run = code.constant(run_dense_loop if fed is None else run_fed_dense_loop)
+    inputs = (
+        f"{_inputs(found, rows, env, loop)}, " if fed is None else _fed(fed, _fed_names(found), rows, env)
+    )
     init = starts[0] if len(starts) == 1 else code.let(f"torch.cat([{', '.join(starts)}], -1)").text
-    slices = tuple(zip(found.widths, found.activations, strict=True))
     options = _options(loop, rows, env)
     if loop.ticks is not None:
         options += f", ticks={size_text(loop.ticks, rows.sizes)}, after={loop.after!r}"
@@ -93,14 +110,48 @@ def emit_dense(
         needed = [edge for edge, wanted in zip(edges, read, strict=True) if wanted]
         start, stop = (needed[0][0], needed[-1][1]) if needed else (start, stop)
         options += f", read=({start}, {stop})" if (start, stop) != (0, edges[-1][1]) else ""
+    slices = _joined(found, {start, stop})
+    weight = _weight(found, rows) if fed is None else _blocks(found, rows)
     stacked, final = code.name("all"), code.name("end")
-    code.line(f"{stacked}, {final} = {run}({inputs}, {_weight(found, rows)}, {init}, {slices!r}{options})")
+    code.line(f"{stacked}, {final} = {run}({inputs}{weight}, {init}, {slices!r}{options})")
     outputs = {
         name: code.let(f"{stacked}{_cut(edges[k], 0, edges[-1][1])}.transpose(0, 1)", fresh=False)
         for name, k in found.outputs.items()
     }
     ends = [f"{final}{_cut((a, b), start, stop)}" if start <= a and b <= stop else None for a, b in edges]
     return outputs, ends
+
+
+def is_fed_alone(found: Dense1, fed: FedRows) -> bool:
+    """Whether the inputs of a dense recurrence are these rows and nothing else."""
+    names = [name for series in found.series for name in series]
+    return names == _fed_names(found) and set(names) == set(fed.rows) and not any(found.vectors)
+
+
+def _fed_names(found: Dense1) -> list[str]:
+    """The one series of each carried part that has one."""
+    return [names[0] for names in found.series if len(names) == 1]
+
+
+def _fed(fed: FedRows, names: Sequence[str], rows: Rows, env: Env) -> str:
+    """The first arguments of a kernel that makes its inputs: what they are products of, weights, biases."""
+    x = rows.text(rows.value(fed.merge.column, env))
+    weights, vectors = operand_texts(rows.code, rows.tensor, [fed.members[n] for n in names])
+    biases = f"[{', '.join(vectors)}]" if vectors else "None"
+    return f"{x}, [{', '.join(weights)}], {biases}, "
+
+
+def _joined(found: Dense1, kept: set[int]) -> tuple[tuple[int, str], ...]:
+    """Slices with their activations; elementwise neighbours with the same one are one, but at the edges kept."""
+    joined: list[tuple[int, str]] = []
+    at = 0
+    for width, name in zip(found.widths, found.activations, strict=True):
+        if joined and joined[-1][1] == name != "softmax" and at not in kept:
+            joined[-1] = (joined[-1][0] + width, name)
+        else:
+            joined.append((width, name))
+        at += width
+    return tuple(joined)
 
 
 def _cut(edge: tuple[int, int], start: int, stop: int) -> str:
@@ -119,7 +170,14 @@ def _options(loop: Loop, rows: Rows, env: Env) -> str:
 
 
 def _weight(found: Dense1, rows: Rows) -> str:
-    """W, put together from its blocks, zero where there is none."""
+    """W, put together from its blocks."""
+    if len(found.widths) == 1:
+        return rows.tensor(found.blocks[0, 0])
+    return rows.code.first(f"{rows.code.constant(assemble)}({_blocks(found, rows)})")
+
+
+def _blocks(found: Dense1, rows: Rows) -> str:
+    """W as rows of blocks, zero where there is none."""
     code, count = rows.code, len(found.widths)
     lines = []
     for i in range(count):
@@ -131,9 +189,7 @@ def _weight(found: Dense1, rows: Rows) -> str:
                 like = rows.tensor(next(iter(found.blocks.values())))
                 blocks.append(code.first(f"{like}.new_zeros({found.widths[i]}, {found.widths[j]})"))
         lines.append(f"[{', '.join(blocks)}]")
-    if count == 1:
-        return rows.tensor(found.blocks[0, 0])
-    return code.first(f"{code.constant(assemble)}([{', '.join(lines)}])")
+    return f"[{', '.join(lines)}]"
 
 
 def _inputs(found: Dense1, rows: Rows, env: Env, loop: Loop) -> str:

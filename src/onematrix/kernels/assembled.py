@@ -24,11 +24,7 @@ def assemble(rows: Sequence[Sequence[Tensor]]) -> Tensor:
     tensor([[1., 2.],
             [3., 4.]])
     """
-    heights = [row[0].shape[0] for row in rows]
-    widths = [block.shape[1] for block in rows[0]]
-    shapes = [[tuple(block.shape) for block in row] for row in rows]
-    if shapes != [[(m, n) for n in widths] for m in heights]:
-        raise ShapeError(f"assemble: blocks that make a full matrix were needed, got {shapes}", got=shapes)
+    heights, widths = sizes_of_blocks(rows)
     blocks = [block for row in rows for block in row]
     if len({block.dtype for block in blocks}) > 1 or not is_ordinary(*blocks):
         return torch.cat([torch.cat(list(row), 1) for row in rows], 0)
@@ -36,6 +32,16 @@ def assemble(rows: Sequence[Sequence[Tensor]]) -> Tensor:
     if torch.is_grad_enabled() and any(block.requires_grad for block in blocks):
         return _Assembled.apply(*places, *blocks)  # type: ignore[no-any-return, no-untyped-call]
     return _write(*places, blocks)
+
+
+def sizes_of_blocks(rows: Sequence[Sequence[Tensor]]) -> tuple[list[int], list[int]]:
+    """m of every row of blocks and n of every column. Raises ShapeError when the blocks leave gaps."""
+    heights = [row[0].shape[0] for row in rows]
+    widths = [block.shape[1] for block in rows[0]]
+    shapes = [[tuple(block.shape) for block in row] for row in rows]
+    if shapes != [[(m, n) for n in widths] for m in heights]:
+        raise ShapeError(f"assemble: blocks that make a full matrix were needed, got {shapes}", got=shapes)
+    return heights, widths
 
 
 def _places(sizes: Sequence[int]) -> Places:

@@ -51,19 +51,23 @@ def run_dense_loop(
     >>> run_dense_loop(ones, torch.full((1, 1), 0.5), torch.zeros(1, 1), ((1, "identity"),))[0].flatten()
     tensor([1.0000, 1.5000, 1.7500])
     """
-    _check_shapes(inputs, weight, init, valid)
-    _check_activations(activations, weight.shape[0])
-    plan = DensePlan(
-        activations, len(inputs) if ticks is None else ticks, after, reverse, last_only, zero, read
-    )
-    _check_plan(plan, inputs)
+    count = len(inputs) if ticks is None else ticks
+    plan = DensePlan(activations, count, after, reverse, last_only, zero, read)
+    check_dense(inputs, weight, init, plan, valid)
     if valid is not None or plan.ticks == 0 or not is_ordinary(inputs, weight, init) or _is_autocast(inputs):
         return run_dense_by_torch(inputs, weight, init, plan, valid)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, weight, init))):
         if plan.last_only:
-            return init.new_empty(0, *init.shape), run_to_final(inputs, weight, init, plan)
+            return init.new_empty(0, *init.shape), run_to_final(inputs, [[weight]], init, plan)
         return returned(run_in_place(inputs, weight, init, plan)[0], plan)
     return DenseStates.apply(inputs, weight, init, plan)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def check_dense(inputs: Tensor, weight: Tensor, init: Tensor, plan: DensePlan, valid: Tensor | None) -> None:
+    """Raise ShapeError, DTypeError or ProgramError where the tensors and the plan are no dense recurrence."""
+    _check_shapes(inputs, weight, init, valid)
+    _check_activations(plan.activations, weight.shape[0])
+    _check_plan(plan, inputs)
 
 
 def _is_autocast(tensor: Tensor) -> bool:

@@ -53,7 +53,7 @@ def run_elementwise_loop(
     series, vectors, init = _in_one_dtype(series, vectors, init)
     sizes = check_inputs(loop, series, vectors, init, valid)
     tensors = (*series, *vectors, *init)
-    chosen = _choose(kernel, loop, tensors, sizes)
+    chosen = choose(kernel, loop, tensors, sizes)
     if chosen == "scan":
         return run_by_scan(loop, series, vectors, init, sizes, reverse, valid)
     if chosen != "torch":
@@ -71,7 +71,7 @@ def _in_one_dtype(*groups: Sequence[Tensor]) -> Sequence[Sequence[Tensor]]:
     return [[t.to(wide) for t in group] for group in groups]
 
 
-def _choose(kernel: str | None, loop: ElementwiseLoop, tensors: Sequence[Tensor], sizes: Sizes) -> str:
+def choose(kernel: str | None, loop: ElementwiseLoop, tensors: Sequence[Tensor], sizes: Sizes) -> str:
     """The kernel that runs: a compiled one if asked for, or worth its compilation; never inside a transform."""
     if kernel not in (None, *KERNELS):
         raise CompileError(f"loop: kernel {kernel!r} is unknown; there are: {', '.join(KERNELS)}", got=kernel)

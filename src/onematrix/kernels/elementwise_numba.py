@@ -2,7 +2,8 @@
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from types import CodeType
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from onematrix.kernels.elementwise_code import ElementwiseLoop, read_loop
-from onematrix.kernels.elementwise_memory import forward_memory, parted, series_gradient
+from onematrix.kernels.elementwise_memory import Written, forward_memory, parted, series_gradient
 from onematrix.kernels.elementwise_text import (
     CONSTANTS,
     BackwardVariant,
@@ -42,16 +43,57 @@ def run_forward(
     """
     series, vectors, init = parted(loop, tensors)
     written = forward_memory(loop, tensors, sizes, reverse, valid, keep, share, overlap)
-    variant, courses = written.variant, written.courses
-    rows = [_row(c, keep=course) for c, course in zip(init, variant.courses, strict=True)]
+    rows = [_row(c, keep=course) for c, course in zip(init, written.variant.courses, strict=True)]
     arrays = [a for s in series for a in strided(s, sizes[1])]
     arrays += flat([*vectors, *rows, *written.arrays])
-    _forward(loop.text, variant, format_of(tensors[0]))(*sizes, reverse, *arrays, _selection(valid))
+    _forward(loop.text, written.variant, format_of(tensors[0]))(*sizes, reverse, *arrays, _selection(valid))
+    courses = written.courses
     last = courses if sizes[0] else {}
     final = [
         _tick(last[k], reverse) if k in last else _row(row, k not in courses) for k, row in enumerate(rows)
     ]
     return written.outputs, final, list(courses.values())
+
+
+def run_pieces(
+    loop: ElementwiseLoop,
+    series: Sequence[Tensor | None],
+    vectors: Sequence[Tensor],
+    init: Sequence[Tensor],
+    pieces: Iterable[tuple[int, int, Tensor]],
+    widths: Sequence[int],
+    written: Written,
+    sizes: Sizes,
+    reverse: bool,
+    valid: Tensor | None,
+) -> list[Tensor]:
+    """A forward run into `written` whose series come piece by piece of the ticks; the final carried values.
+
+    pieces: (start, stop, (B, stop − start, Σ widths)), in the order they run; the series that are None side by side.
+    """
+    batch, size = sizes[1], sizes[1] * sizes[2]
+    rows = [_row(c) for c in init]
+    fixed, stored, mask = flat([*vectors, *rows]), flat(written.arrays), _selection(valid)
+    run = _forward(loop.text, written.variant, format_of(rows[0]))
+    given = [None if s is None else strided(s, batch) for s in series]
+    for start, stop, made in pieces:
+        columns = iter(_columns(made, widths))
+        arrays: list[Any] = []
+        for whole in given:
+            arrays += next(columns) if whole is None else (whole[0][start * whole[1] :], *whole[1:])
+        cut = [array[start * size :] for array in stored]
+        run(stop - start, *sizes[1:], reverse, *arrays, *fixed, *cut, mask[start * batch :])
+        for k, course in written.courses.items():
+            rows[k].copy_(course[start if reverse else stop - 1])
+    return rows
+
+
+def _columns(made: Tensor, widths: Sequence[int]) -> list[tuple[Any, int, int]]:
+    """As `strided`, of the slices of (B, T, Σ widths) without gaps."""
+    _, ticks, height = made.shape
+    numbers = made.view(-1).numpy()
+    starts = accumulate(widths[:-1], initial=0)
+    return [(numbers[start:], height, ticks * height) for start in starts]
 
 
 def run_backward(

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+ALONE = 2**15, 64  # numbers and rows of a matrix from which on it is multiplied alone where memory counts
 FEW = ((2**21, 384), (2**19, 128))  # from so many numbers on, apart up to so many rows of x
 
 
@@ -25,6 +28,55 @@ def merged_product(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
         vectors = biases or [None] * len(weights)
         return torch.cat([linear(x, w, b) for w, b in zip(weights, vectors, strict=True)], -1)
     return linear(x, torch.cat(list(weights)), None if biases is None else torch.cat(list(biases)))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Wᵀ, b or None, and the features of the results that are W x + b."""
+
+    turned: Tensor
+    bias: Tensor | None
+    start: int
+    stop: int
+
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """W x + b of x (rows, n) into its features of `out` (rows, Σ m_i)."""
+        place = out[:, self.start : self.stop]
+        if self.bias is None:
+            torch.mm(x, self.turned, out=place)
+        else:
+            torch.addmm(self.bias, x, self.turned, out=place)
+
+
+def grouped(weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> list[Group]:
+    """The products of one value as few that copy little: large matrices alone, small neighbours put together.
+
+    >>> [(g.start, g.stop) for g in grouped([torch.ones(300, 2500), torch.ones(20, 2500), torch.ones(10, 2500)], None)]
+    [(0, 300), (300, 330)]
+    """
+    edges = list(accumulate((len(w) for w in weights), initial=0))
+    runs: list[list[int]] = []
+    for place in range(len(weights)):
+        if not runs or _is_large(weights[place]) or _is_large(weights[place - 1]):
+            runs.append([])
+        runs[-1].append(place)
+    return [
+        Group(
+            _joined([weights[i] for i in run]).t(),
+            None if biases is None else _joined([biases[i] for i in run]),
+            edges[run[0]],
+            edges[run[-1] + 1],
+        )
+        for run in runs
+    ]
+
+
+def _is_large(weight: Tensor) -> bool:
+    return weight.numel() >= ALONE[0] and len(weight) >= ALONE[1]
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _apart(x: Tensor, weights: Sequence[Tensor]) -> bool:

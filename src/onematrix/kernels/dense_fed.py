@@ -1,0 +1,59 @@
+"""A dense recurrence together with the products it is fed and the blocks of its matrix."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from onematrix.errors import ShapeError
+from onematrix.kernels import dense_numba
+from onematrix.kernels.assembled import assemble, sizes_of_blocks
+from onematrix.kernels.dense_final import Blocks, reads_as_columns, run_to_final
+from onematrix.kernels.dense_loop import check_dense, run_dense_loop
+from onematrix.kernels.dense_plan import Activations, DensePlan
+from onematrix.kernels.fed_product import FedProduct
+
+PLAIN = {"after": "zero", "reverse": False, "last_only": False}
+
+
+def run_fed_dense_loop(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    blocks: Blocks,
+    init: Tensor,
+    activations: Activations,
+    *,
+    ticks: int | None = None,
+    valid: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """`run_dense_loop` of the inputs [W_1; …; W_k] x_t + b and the matrix that the blocks make.
+
+    x: (B, T, n). weights: (m_i, n). biases: (m_i,) each, or None. blocks: rows of (m_i, m_j).
+    ticks, valid, options: its own.
+    Neither is put together where no gradient is asked for, only the last state is wanted, and the matrix has more
+    numbers than what is fed: the products of the blocks are added up in place.
+
+    >>> import torch
+    >>> one = torch.ones(1, 1)
+    >>> run_fed_dense_loop(torch.ones(1, 3, 1), [one], None, [[one / 2]], 0 * one, ((1, "identity"),))[0].flatten()
+    tensor([1.0000, 1.5000, 1.7500])
+    """
+    fed = FedProduct(x, weights, biases)
+    count = x.shape[1] if ticks is None else ticks
+    plan = DensePlan(activations, count, **(PLAIN | options))
+    read_once = fed.is_read_once([init, *(block for row in blocks for block in row)]) and x.shape[1] > 0
+    inputs = (next(fed.pieces(x.shape[1]))[2] if read_once else fed.whole()).transpose(0, 1)
+    columns = count > 0 and reads_as_columns(init, plan) and not dense_numba.serves(init, plan)
+    if valid is not None or not (read_once and plan.last_only and columns):
+        matrix = blocks[0][0] if len(blocks) == 1 else assemble(blocks)
+        return run_dense_loop(inputs, matrix, init, activations, ticks=ticks, valid=valid, **options)
+    heights, widths = sizes_of_blocks(blocks)
+    check_dense(inputs, blocks[0][0].new_empty(()).expand(sum(heights), sum(widths)), init, plan, None)
+    if heights != widths:
+        raise ShapeError(
+            f"dense loop: square blocks on the diagonal needed, got rows {heights} and columns {widths}",
+            got=(heights, widths),
+        )
+    return init.new_empty(0, *init.shape), run_to_final(inputs, blocks, init, plan)
