@@ -214,6 +214,20 @@ def test_hooks_are_refused():
         om.compile(net)
 
 
+@pytest.mark.parametrize(
+    "kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_hooks_of_all_modules_are_refused(kind):
+    handle = getattr(torch.nn.modules.module, f"register_module_{kind}")(lambda *_: None)
+    name = kind.removeprefix("full_").replace("_", " ")
+    try:
+        with pytest.raises(CompileError, match=f"there are {name}s of all modules, which a compiled"):
+            om.compile(torch.nn.Linear(2, 3), torch.ones(1, 2))
+    finally:
+        handle.remove()
+    om.compile(torch.nn.Linear(2, 3), torch.ones(1, 2))
+
+
 def test_after_an_export_it_is_what_it_was():
     frozen = om.compile(mlp([5, 6, 2])).freeze()
     x = torch.randn(2, 5)

@@ -130,3 +130,15 @@ def test_it_is_taken_only_when_two_measurements_say_so(monkeypatch):
     assert len(trials) == 2
     taken, _ = choice.choose_source(Form(), lambda form: form, ())
     assert taken.native
+
+
+class Line(nn.Linear):
+    """A layer that is the same program as nn.Linear."""
+
+
+def test_what_was_chosen_for_another_module_is_measured_anew(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ONEMATRIX_CACHE", str(tmp_path))
+    x = torch.ones(1, 4)
+    for cls, remembered in ((nn.Linear, False), (nn.Linear, True), (Line, False)):
+        om.compile(cls(4, 2), x, explain=True)
+        assert ("forms: remembered" in capsys.readouterr().out) is remembered

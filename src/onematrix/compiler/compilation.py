@@ -89,7 +89,8 @@ def _measured(
     def build(form: Form) -> Compiled:
         return plain if form == plain.form else plain.in_form(form, native if form.native else None)
 
-    key = program_key(program, inputs, f"{plain.lowered.text()}{plain.form}{native is not None}")
+    text = f"{plain.lowered.text()}{plain.form}{[] if native is None else _kinds(native.module)}"
+    key = program_key(program, inputs, text)
     found = remembered(choices_folder(), key, plain.form)
     if isinstance(found, Form):
         notes.append("forms: remembered")
@@ -104,6 +105,11 @@ def _measured(
     notes += [str(trial) for trial in trials]
     notes += filter(None, [remember(choices_folder(), key, form)])
     return build(form)
+
+
+def _kinds(module: nn.Module) -> list[str]:
+    """The classes of a module and of those in it: what runs, where two modules are one program."""
+    return [f"{type(m).__module__}.{type(m).__qualname__}" for m in module.modules()]
 
 
 def _candidate(plain: Compiled, inputs: tuple[Tensor, ...], source: nn.Module | None) -> Native | None:
@@ -184,6 +190,12 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 def _refuse_hooks(module: nn.Module) -> None:
     """Raise CompileError where a hook would no longer run."""
+    for kind in HOOKS:
+        if getattr(nn.modules.module, f"_global{kind}"):
+            raise CompileError(
+                f"compile: there are{kind.replace('_', ' ')} of all modules, which a compiled program would not "
+                "call for those it is made of; remove them, or compile before they are registered"
+            )
     for name, inner in module.named_modules():
         for kind in HOOKS:
             if getattr(inner, kind, None):
