@@ -8,12 +8,13 @@ from torch import Tensor
 from onematrix.errors import ShapeError
 from onematrix.kernels import dense_numba
 from onematrix.kernels.assembled import assemble, sizes_of_blocks
-from onematrix.kernels.dense_final import Blocks, reads_as_columns, run_to_final
+from onematrix.kernels.dense_blocks import Blocks, run_by_blocks
+from onematrix.kernels.dense_final import reads_as_columns
 from onematrix.kernels.dense_loop import check_dense, run_dense_loop
 from onematrix.kernels.dense_plan import Activations, DensePlan
 from onematrix.kernels.fed_product import FedProduct
 
-PLAIN = {"after": "zero", "reverse": False, "last_only": False}
+PLAIN: dict[str, Any] = {"after": "zero", "reverse": False, "last_only": False}
 
 
 def run_fed_dense_loop(
@@ -45,15 +46,20 @@ def run_fed_dense_loop(
     plan = DensePlan(activations, count, **(PLAIN | options))
     read_once = fed.is_read_once([init, *(block for row in blocks for block in row)]) and x.shape[1] > 0
     inputs = (next(fed.pieces(x.shape[1]))[2] if read_once else fed.whole()).transpose(0, 1)
-    columns = count > 0 and reads_as_columns(init, plan) and not dense_numba.serves(init, plan)
-    if valid is not None or not (read_once and plan.last_only and columns):
-        matrix = blocks[0][0] if len(blocks) == 1 else assemble(blocks)
-        return run_dense_loop(inputs, matrix, init, activations, ticks=ticks, valid=valid, **options)
+    columns = read_once and count > 0 and reads_as_columns(init, plan)
+    if valid is None and plan.last_only and columns and not dense_numba.serves(init, plan):
+        _check(inputs, blocks, init, plan)
+        return init.new_empty(0, *init.shape), run_by_blocks(inputs, blocks, init, plan)
+    matrix = blocks[0][0] if len(blocks) == 1 else assemble(blocks)
+    return run_dense_loop(inputs, matrix, init, activations, ticks=ticks, valid=valid, **options)
+
+
+def _check(inputs: Tensor, blocks: Blocks, init: Tensor, plan: DensePlan) -> None:
+    """Raise ShapeError, DTypeError or ProgramError where these are no dense recurrence of square diagonal blocks."""
     heights, widths = sizes_of_blocks(blocks)
-    check_dense(inputs, blocks[0][0].new_empty(()).expand(sum(heights), sum(widths)), init, plan, None)
     if heights != widths:
         raise ShapeError(
             f"dense loop: square blocks on the diagonal needed, got rows {heights} and columns {widths}",
             got=(heights, widths),
         )
-    return init.new_empty(0, *init.shape), run_to_final(inputs, blocks, init, plan)
+    check_dense(inputs, blocks[0][0].new_empty(()).expand(sum(heights), sum(widths)), init, plan, None)

@@ -1,7 +1,6 @@
 """The final state of a dense recurrence where nothing before it is wanted: two states in memory, no gradients."""
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,36 +11,32 @@ from onematrix.kernels.dense_plan import DensePlan
 from onematrix.kernels.dense_states import IN_PLACE, turned_weight
 from onematrix.programs.activations import RULES
 
-Blocks = Sequence[Sequence[Tensor]]
 Work = list[tuple[Callable[[Tensor], Any], Tensor]]  # what is done to which features of a state
 
 
-def run_to_final(inputs: Tensor, blocks: Blocks, init: Tensor, plan: DensePlan) -> Tensor:
-    """The features `plan.read` of the state after the last tick, (B, stop − start).
-
-    blocks: W, cut into rows of blocks; the products of several blocks are added up in place.
-    """
-    cuts = list(pairwise(accumulate((len(row[0]) for row in blocks), initial=0)))
-    start, stop = plan.read or (0, cuts[-1][1])
-    if len(blocks) == 1 and dense_numba.serves(init, plan):
+def run_to_final(inputs: Tensor, weight: Tensor, init: Tensor, plan: DensePlan) -> Tensor:
+    """The features `plan.read` of the state after the last tick, (B, stop − start)."""
+    start, stop = plan.read or (0, len(weight))
+    if dense_numba.serves(init, plan):
         pair = init.new_empty(2, *init.shape)
-        dense_numba.run_forward(inputs, blocks[0][0], init, plan, pair, whole=False)
+        dense_numba.run_forward(inputs, weight, init, plan, pair, whole=False)
         return pair[(plan.ticks - 1) % 2, :, start:stop].clone()
+    # As columns, states are multiplied by W in the order it is stored, but what is fed has to be turned.
     columns = reads_as_columns(init, plan)
-    turned = [[block.t() if columns else turned_weight(block, plan) for block in row] for row in blocks]
+    turned = weight.t() if columns else turned_weight(weight, plan)
     fed = plan.at_every_tick(inputs.unbind(0), inputs.new_zeros(1, init.shape[1]))
-    before, order = None if plan.zero else _cut(init, cuts), plan.order
-    rooms = [_room(init, columns) for _ in range(min(2, plan.ticks - 1))]
-    pieces = [_cut(room, cuts) for room in rooms]
-    work = [_activations(room, plan, 0) for room in rooms]
+    before, order = init, plan.order
+    rooms = [room_of_state(init, columns) for _ in range(min(2, plan.ticks - 1))]
+    work = [activations_of(room, plan, 0) for room in rooms]
     for number, t in enumerate(order[:-1]):
-        _step(_cut(fed[t], cuts), before, turned, pieces[number % 2])
+        _step(rooms[number % 2], fed[t], None if plan.zero and not number else before, turned)
         for function, features in work[number % 2]:
             function(features)
-        before = pieces[number % 2]
+        before = rooms[number % 2]
     final = init.new_empty(len(init), stop - start)
-    _last_step(_cut(fed[order[-1]], cuts), before, turned, final, cuts, start)
-    for function, features in _activations(final, plan, start):
+    last = fed[order[-1]][:, start:stop]
+    _step(final, last, None if plan.zero and plan.ticks == 1 else before, turned[:, start:stop])
+    for function, features in activations_of(final, plan, start):
         function(features)
     return final
 
@@ -51,46 +46,20 @@ def reads_as_columns(init: Tensor, plan: DensePlan) -> bool:
     return plan.ticks * len(init) < init.shape[1]
 
 
-def _cut(state: Tensor, cuts: Sequence[tuple[int, int]]) -> list[Tensor]:
-    return [state] if len(cuts) == 1 else [state[:, a:b] for a, b in cuts]
-
-
-def _room(like: Tensor, columns: bool) -> Tensor:
+def room_of_state(like: Tensor, columns: bool) -> Tensor:
     """Memory of one state (B, n)."""
     return like.new_empty(like.shape[::-1]).t() if columns else torch.empty_like(like)
 
 
-def _step(
-    fed: Sequence[Tensor], before: Sequence[Tensor] | None, turned: Blocks, out: Sequence[Tensor]
-) -> None:
-    """fed + W before, slice by slice; of no state before, fed."""
-    for given, row, place in zip(fed, turned, out, strict=True):
-        if before is None:
-            place.copy_(given)
-            continue
-        torch.addmm(given, before[0], row[0], out=place)
-        for x, block in zip(before[1:], row[1:], strict=True):
-            place.addmm_(x, block)
+def _step(out: Tensor, fed: Tensor, before: Tensor | None, turned: Tensor) -> None:
+    """fed + W before; of no state before, fed."""
+    if before is None:
+        out.copy_(fed)
+    else:
+        torch.addmm(fed, before, turned, out=out)
 
 
-def _last_step(
-    fed: Sequence[Tensor],
-    before: Sequence[Tensor] | None,
-    turned: Blocks,
-    out: Tensor,
-    cuts: Sequence[tuple[int, int]],
-    start: int,
-) -> None:
-    """The step of the features that `out` holds, those from `start` on."""
-    stop = start + out.shape[1]
-    for given, row, (top, bottom) in zip(fed, turned, cuts, strict=True):
-        a, b = max(start, top), min(stop, bottom)
-        if a < b:
-            rows = [block[:, a - top : b - top] for block in row]
-            _step([given[:, a - top : b - top]], before, [rows], [out[:, a - start : b - start]])
-
-
-def _activations(state: Tensor, plan: DensePlan, start: int) -> Work:
+def activations_of(state: Tensor, plan: DensePlan, start: int) -> Work:
     """Of a state that holds the features from `start` on, what its slices go through."""
     work, place = Work(), -start
     for width, name in plan.activations:

@@ -58,7 +58,7 @@ def run_dense_loop(
         return run_dense_by_torch(inputs, weight, init, plan, valid)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, weight, init))):
         if plan.last_only:
-            return init.new_empty(0, *init.shape), run_to_final(inputs, [[weight]], init, plan)
+            return init.new_empty(0, *init.shape), run_to_final(inputs, weight, init, plan)
         return returned(run_in_place(inputs, weight, init, plan)[0], plan)
     return DenseStates.apply(inputs, weight, init, plan)  # type: ignore[no-any-return, no-untyped-call]
 
