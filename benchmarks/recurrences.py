@@ -13,9 +13,11 @@ from measure import HEAD, compare, conditions, require_close, row, time_call
 from onematrix.kernels.dense_loop import run_dense_loop
 from onematrix.kernels.elementwise_loop import ElementwiseLoop, run_elementwise_loop
 from onematrix.kernels.linear_scan import linear_scan
+from onematrix.kernels.native_recurrence import native_gru, native_lstm
 
 SEVERAL = 3.0  # times faster than an operation per tick
 RNN = 1 / 0.97  # times the speed of nn.RNN
+LSTM = 1.0  # times the speed of nn.LSTM, which is oneDNN's in float32
 SIZES = ((512, 1, 256), (512, 8, 64), (32, 64, 256))  # ticks, batch, features
 LINEAR = ElementwiseLoop(2, 0, 1, (("mul", 0, 2), ("add", 3, 1)), outputs=(4,), carry=(4,))
 SRU = ElementwiseLoop(
@@ -39,6 +41,8 @@ def main(scale: int = 1, kernel: str = "numba") -> None:
         measure_scan(*sizes, kernel)
     for inputs, n, ticks, batch in ((64, 256, 64, 64), (32, 128, 100, 16), (32, 128, 100, 1)):
         measure_rnn(inputs // scale, n // scale, ticks // scale, batch)
+    for kind, n, ticks, aim in (("gru", 64, 64, SEVERAL), ("lstm", 64, 128, LSTM)):
+        measure_gated(kind, 64 // scale, n // scale, ticks // scale, 1, aim)
 
 
 def measure_sru(ticks: int, batch: int, n: int, kernel: str) -> None:
@@ -99,6 +103,35 @@ def measure_rnn(inputs: int, n: int, ticks: int, batch: int) -> None:
     with torch.no_grad():
         floor = time_call(products)
     measure(f"RNN {inputs}→{n} T={ticks} B={batch}", candidate, native, [x, *net.parameters()], RNN, floor)
+
+
+def measure_gated(kind: str, inputs: int, n: int, ticks: int, batch: int, aim: float) -> None:
+    """An LSTM or a GRU of a few samples against torch's own; the floor is the products alone."""
+    net = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](inputs, n)
+    (x,) = leaves((ticks, batch, inputs))
+    weights = net.all_weights[0]
+    first, gates = torch.zeros(batch, n), len(weights[0]) // n
+
+    def candidate() -> Sequence[Tensor]:
+        lists = [w.chunk(gates) for w in weights]
+        if kind == "gru":
+            return native_gru(x, first, *lists)
+        out, (h, c) = native_lstm(x, (first, first), *lists)
+        return out, h, c
+
+    def products() -> None:
+        functional.linear(x, weights[0])
+        for _ in range(ticks):
+            functional.linear(first, weights[1])
+
+    def native() -> Sequence[Tensor]:
+        out, last = net(x)
+        return out, *(t[0] for t in (last if kind == "lstm" else (last,)))
+
+    with torch.no_grad():
+        floor = time_call(products)
+    name = f"{kind.upper()} {inputs}→{n} T={ticks} B={batch}"
+    measure(name, candidate, native, [x, *net.parameters()], aim, floor)
 
 
 def measure(name: str, candidate: Run, peer: Run, given: list[Tensor], aim: float, floor: float) -> None:

@@ -1,17 +1,20 @@
 """torch's own recurrent cells over whole sequences, where a program is exactly one of them.
 
+An LSTM and a GRU of a few samples on a CPU are a compiled loop that computes the same, where numba is installed.
 Time leads: inputs are (T, B, I), hidden states (B, H). Weights are given per gate, as the equations name
 them, and concatenated in torch's order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from onematrix.errors import CompileError, ShapeError
+from onematrix.kernels.gated_states import run_gated, serves
+from onematrix.kernels.gated_torch import run_gated_by_torch
+from onematrix.kernels.joined_rows import joined_rows
 
 Gates = Sequence[Tensor]
 
@@ -56,8 +59,11 @@ def native_lstm(
     if len(inputs) == 0:
         return _empty(inputs, init[0]), (init[0].clone(), init[1].clone())
     weights = _weights(w_ih, w_hh, b_ih, b_hh, "native_lstm", 4)
+    if serves("lstm", inputs, init, weights):
+        out, h, c = run_gated("lstm", inputs, init, weights, reverse)
+        return out, (h, c)
     if _is_mapped():
-        out, (h, c) = _by_ticks(_lstm_tick, inputs, init, weights, reverse)
+        out, h, c = run_gated_by_torch("lstm", reverse, inputs, init, weights)
         return out, (h, c)
     state = (init[0].unsqueeze(0), init[1].unsqueeze(0))
     out, h, c = torch.lstm(*_arguments(inputs, state, weights, reverse))
@@ -82,9 +88,12 @@ def native_gru(
     if len(inputs) == 0:
         return _empty(inputs, init), init.clone()
     weights = _weights(w_ih, w_hh, b_ih, b_hh, "native_gru", 3)
+    if serves("gru", inputs, (init,), weights):
+        out, final = run_gated("gru", inputs, (init,), weights, reverse)
+        return out, final
     if _is_mapped():
-        out, (h,) = _by_ticks(_gru_tick, inputs, (init,), weights, reverse)
-        return out, h
+        out, final = run_gated_by_torch("gru", reverse, inputs, (init,), weights)
+        return out, final
     out, final = torch.gru(*_arguments(inputs, init.unsqueeze(0), weights, reverse))
     return _in_time_order(out, reverse), final.squeeze(0)
 
@@ -94,36 +103,6 @@ def _is_mapped() -> bool:
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return False
     return bool(torch._C._functorch.peek_interpreter_stack().key() == torch._C._functorch.TransformType.Vmap)
-
-
-def _by_ticks(
-    tick: Callable[..., tuple[Tensor, ...]],
-    inputs: Tensor,
-    state: tuple[Tensor, ...],
-    weights: list[Tensor],
-    reverse: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """All hidden states and the final state by operations that have every derivative and every rule."""
-    w_ih, w_hh, *biases = weights
-    b_ih, b_hh = biases if biases else (None, None)
-    fed = linear(inputs, w_ih, b_ih).unbind(0)
-    hidden = []
-    for a in reversed(fed) if reverse else fed:
-        state = tick(a, linear(state[0], w_hh, b_hh), state)
-        hidden.append(state[0])
-    return torch.stack(hidden[::-1] if reverse else hidden), state
-
-
-def _lstm_tick(a: Tensor, r: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    i, f, g, o = (a + r).chunk(4, -1)
-    c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
-
-
-def _gru_tick(a: Tensor, r: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    (ar, az, an), (rr, rz, rn) = a.chunk(3, -1), r.chunk(3, -1)
-    z, n = (az + rz).sigmoid(), (an + (ar + rr).sigmoid() * rn).tanh()
-    return ((1 - z) * n + z * state[0],)
 
 
 def _arguments(inputs: Tensor, state: object, weights: list[Tensor], reverse: bool) -> tuple[Any, ...]:
@@ -152,7 +131,7 @@ def _weights(
     counts = [gates if gate is None else len(gate) for gate in lists]
     if counts != [gates] * len(lists):
         raise ShapeError(f"{who}: {gates} gates needed in each list, got {counts}", needed=gates, got=counts)
-    return [_zeros(w_hh) if g is None else g[0] if gates == 1 else torch.cat(list(g)) for g in lists]
+    return [_zeros(w_hh) if g is None else g[0] if gates == 1 else joined_rows(g) for g in lists]
 
 
 def _zeros(w_hh: Gates) -> Tensor:
