@@ -69,7 +69,8 @@ class _Emitter:
         self.within |= {name for name, found in self.attention.items() if name != found.result}
         self.within |= {name for norm in self.norms.values() for name in norm.inner}
         fed = find_fed_rows(program, self.rows.merges, self.rows.absorbed, self.rows.uses)
-        self.fed = fed if form.kernels and not form.fixed else {}
+        makes = form.kernels and not form.fixed  # what is fixed is put together once
+        self.fed = {loop: rows for loop, rows in fed.items() if makes and loop not in self.cells}
         self.within |= {name for rows in self.fed.values() for name in rows.rows}
         self.layers = find_layers(program, self.rows.uses, self.rows.merges)
         self.within |= {layer.result for found in self.layers.values() for layer in found[:-1]}

@@ -1,7 +1,6 @@
 """A dense recurrence together with the products it is fed and the blocks of its matrix."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -10,11 +9,9 @@ from onematrix.kernels import dense_numba
 from onematrix.kernels.assembled import assemble, sizes_of_blocks
 from onematrix.kernels.dense_blocks import Blocks, run_by_blocks
 from onematrix.kernels.dense_final import reads_as_columns
-from onematrix.kernels.dense_loop import check_dense, run_dense_loop
+from onematrix.kernels.dense_loop import check_dense, run_plan
 from onematrix.kernels.dense_plan import Activations, DensePlan
 from onematrix.kernels.fed_product import FedProduct
-
-PLAIN: dict[str, Any] = {"after": "zero", "reverse": False, "last_only": False}
 
 
 def run_fed_dense_loop(
@@ -26,15 +23,19 @@ def run_fed_dense_loop(
     activations: Activations,
     *,
     ticks: int | None = None,
+    after: str = "zero",
+    reverse: bool = False,
     valid: Tensor | None = None,
-    **options: Any,
+    last_only: bool = False,
+    zero: bool = False,
+    read: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`run_dense_loop` of the inputs [W_1; …; W_k] x_t + b and the matrix that the blocks make.
 
     x: (B, T, n). weights: (m_i, n). biases: (m_i,) each, or None. blocks: rows of (m_i, m_j).
-    ticks, valid, options: its own.
-    Neither is put together where no gradient is asked for, only the last state is wanted, and the matrix has more
-    numbers than what is fed: the products of the blocks are added up in place.
+    The options are its own.
+    The matrix is not put together where no gradient is asked for, only the last state is wanted, and it has more
+    numbers than what is fed: then the products of the blocks are added up in place.
 
     >>> import torch
     >>> one = torch.ones(1, 1)
@@ -43,15 +44,14 @@ def run_fed_dense_loop(
     """
     fed = FedProduct(x, weights, biases)
     count = x.shape[1] if ticks is None else ticks
-    plan = DensePlan(activations, count, **(PLAIN | options))
+    plan = DensePlan(activations, count, after, reverse, last_only, zero, read)
     read_once = fed.is_read_once([init, *(block for row in blocks for block in row)]) and x.shape[1] > 0
     inputs = (next(fed.pieces(x.shape[1]))[2] if read_once else fed.whole()).transpose(0, 1)
     columns = read_once and count > 0 and reads_as_columns(init, plan)
     if valid is None and plan.last_only and columns and not dense_numba.serves(init, plan):
         _check(inputs, blocks, init, plan)
         return init.new_empty(0, *init.shape), run_by_blocks(inputs, blocks, init, plan)
-    matrix = blocks[0][0] if len(blocks) == 1 else assemble(blocks)
-    return run_dense_loop(inputs, matrix, init, activations, ticks=ticks, valid=valid, **options)
+    return run_plan(inputs, blocks[0][0] if len(blocks) == 1 else assemble(blocks), init, plan, valid)
 
 
 def _check(inputs: Tensor, blocks: Blocks, init: Tensor, plan: DensePlan) -> None:

@@ -53,6 +53,13 @@ def run_dense_loop(
     """
     count = len(inputs) if ticks is None else ticks
     plan = DensePlan(activations, count, after, reverse, last_only, zero, read)
+    return run_plan(inputs, weight, init, plan, valid)
+
+
+def run_plan(
+    inputs: Tensor, weight: Tensor, init: Tensor, plan: DensePlan, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`run_dense_loop` of what its options say."""
     check_dense(inputs, weight, init, plan, valid)
     if valid is not None or plan.ticks == 0 or not is_ordinary(inputs, weight, init) or _is_autocast(inputs):
         return run_dense_by_torch(inputs, weight, init, plan, valid)
