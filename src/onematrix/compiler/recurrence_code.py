@@ -9,6 +9,7 @@ from onematrix.compiler.fed_rows import FedRows
 from onematrix.compiler.merging import operand_texts
 from onematrix.compiler.recurrences import Dense1, Elementwise
 from onematrix.compiler.rows import Rows
+from onematrix.compiler.whole_gates import whole_biases, whole_tensor
 from onematrix.kernels.assembled import assemble
 from onematrix.kernels.dense_fed import run_fed_dense_loop
 from onematrix.kernels.dense_loop import run_dense_loop
@@ -55,8 +56,13 @@ def emit_cell(found: Cell, loop: Loop, starts: Mapping[str, str], rows: Rows, en
     inputs = f"{rows.text(env[found.inputs])}.transpose(0, 1)"
     init = ", ".join(starts[name] for name in found.state)
     init = f"({init})" if len(found.state) > 1 else init
-    weights = [f"[{', '.join(rows.weight(w) for w in group)}]" for group in (found.w_ih, found.w_hh)]
-    biases = [_biases(group, found, rows) for group in (found.b_ih, found.b_hh)]
+    weights = [_gates(group, rows) for group in (found.w_ih, found.w_hh)]
+    both = whole_biases(found)
+    biases = (
+        [_biases(group, found, rows) for group in (found.b_ih, found.b_hh)]
+        if both is None
+        else [rows.tensor(vector) for vector in both]
+    )
     reverse = ", reverse=True" if loop.reverse else ""
     stacked, final = code.name("all"), code.name("end")
     code.line(f"{stacked}, {final} = {run}({inputs}, {init}, {', '.join([*weights, *biases])}{reverse})")
@@ -65,6 +71,12 @@ def emit_cell(found: Cell, loop: Loop, starts: Mapping[str, str], rows: Rows, en
     return outputs, {
         name: code.let(end, foreign=True, fresh=False) for name, end in zip(found.state, ends, strict=True)
     }
+
+
+def _gates(group: Sequence[Structure], rows: Rows) -> str:
+    """Weights gate by gate, or the tensor they are."""
+    whole = whole_tensor(group)
+    return f"[{', '.join(rows.weight(w) for w in group)}]" if whole is None else rows.tensor(whole)
 
 
 def _biases(group: Sequence[Structure | None], found: Cell, rows: Rows) -> str:

@@ -2,7 +2,7 @@
 
 An LSTM and a GRU of a few samples on a CPU are a compiled loop that computes the same, where numba is installed.
 Time leads: inputs are (T, B, I), hidden states (B, H). Weights are given per gate, as the equations name
-them, and concatenated in torch's order.
+them, and concatenated in torch's order; or as the one tensor torch holds.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,8 @@ from torch import Tensor
 from onematrix.errors import CompileError, ShapeError
 from onematrix.kernels.gated_states import run_gated, serves
 from onematrix.kernels.gated_torch import run_gated_by_torch
-from onematrix.kernels.joined_rows import joined_rows
 
-Gates = Sequence[Tensor]
+Gates = Sequence[Tensor] | Tensor  # gate by gate, or all of them one below the other
 
 
 def native_rnn(
@@ -128,11 +127,17 @@ def _weights(
 ) -> list[Tensor]:
     """[W_ih, W_hh] and, where there are any, [b_ih, b_hh]; a missing one of the two is 0."""
     lists = [w_ih, w_hh] if b_ih is None and b_hh is None else [w_ih, w_hh, b_ih, b_hh]
-    counts = [gates if gate is None else len(gate) for gate in lists]
+    counts = [gates if gate is None or isinstance(gate, Tensor) else len(gate) for gate in lists]
     if counts != [gates] * len(lists):
         raise ShapeError(f"{who}: {gates} gates needed in each list, got {counts}", needed=gates, got=counts)
-    return [_zeros(w_hh) if g is None else g[0] if gates == 1 else joined_rows(g) for g in lists]
+    return [_zeros(w_hh) if g is None else _joined(g) for g in lists]
+
+
+def _joined(gates: Gates) -> Tensor:
+    if isinstance(gates, Tensor):
+        return gates
+    return gates[0] if len(gates) == 1 else torch.cat(list(gates))
 
 
 def _zeros(w_hh: Gates) -> Tensor:
-    return w_hh[0].new_zeros(len(w_hh) * w_hh[0].shape[0])
+    return w_hh[0].new_zeros(sum(len(w) for w in ([w_hh] if isinstance(w_hh, Tensor) else w_hh)))
