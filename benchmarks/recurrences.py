@@ -17,7 +17,7 @@ from onematrix.kernels.native_recurrence import native_gru, native_lstm
 
 SEVERAL = 3.0  # times faster than an operation per tick
 RNN = 1 / 0.97  # times the speed of nn.RNN
-LSTM = 1.0  # times the speed of nn.LSTM, which is oneDNN's in float32
+LSTM = 0.9  # times the speed of nn.LSTM, which is oneDNN's in float32: without gradients it is what runs
 SIZES = ((512, 1, 256), (512, 8, 64), (32, 64, 256))  # ticks, batch, features
 LINEAR = ElementwiseLoop(2, 0, 1, (("mul", 0, 2), ("add", 3, 1)), outputs=(4,), carry=(4,))
 SRU = ElementwiseLoop(
@@ -110,13 +110,12 @@ def measure_gated(kind: str, inputs: int, n: int, ticks: int, batch: int, aim: f
     net = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](inputs, n)
     (x,) = leaves((ticks, batch, inputs))
     weights = net.all_weights[0]
-    first, gates = torch.zeros(batch, n), len(weights[0]) // n
+    first = torch.zeros(batch, n)
 
     def candidate() -> Sequence[Tensor]:
-        lists = [w.chunk(gates) for w in weights]
         if kind == "gru":
-            return native_gru(x, first, *lists)
-        out, (h, c) = native_lstm(x, (first, first), *lists)
+            return native_gru(x, first, *weights)
+        out, (h, c) = native_lstm(x, (first, first), *weights)
         return out, h, c
 
     def products() -> None:

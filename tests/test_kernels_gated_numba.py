@@ -35,7 +35,7 @@ def calls(monkeypatch):
 
 def choose(monkeypatch, numbers):
     monkeypatch.setattr(gated_states, "FEW", numbers)
-    monkeypatch.setattr(gated_states, "FEW_SAMPLES", numbers)
+    monkeypatch.setattr(gated_states, "FEW_OF_ONEDNN", numbers)
     monkeypatch.setattr(gated_states, "WORTHWHILE", dict.fromkeys(KINDS, 1))
 
 
@@ -212,23 +212,28 @@ def test_nothing_to_do(kind, ticks, batch, calls):
 
 
 @pytest.mark.parametrize(
-    ("kind", "ticks", "batch", "n", "dtype", "chosen"),
+    ("kind", "ticks", "batch", "n", "dtype", "threads", "chosen"),
     [  # chosen: without gradients, with them
-        ("gru", 64, 4, 256, torch.float32, (True, True)),
-        ("gru", 64, 8, 256, torch.float64, (False, True)),
-        ("gru", 64, 9, 256, torch.float32, (False, False)),
-        ("gru", 7, 1, 256, torch.float32, (False, False)),  # not worth a compilation
-        ("gru", 8, 1, 256, torch.float32, (True, True)),
-        ("lstm", 64, 1, 1024, torch.float32, (True, True)),
-        ("lstm", 64, 2, 128, torch.float32, (False, True)),
-        ("lstm", 64, 3, 128, torch.float32, (False, False)),
-        ("lstm", 31, 1, 256, torch.float32, (False, False)),
-        ("lstm", 64, 4, 256, torch.float64, (True, True)),
-        ("gru", 64, 1, 256, torch.bfloat16, (False, False)),
+        ("gru", 64, 4, 256, torch.float32, 2, (True, True)),
+        ("gru", 64, 8, 256, torch.float64, 2, (False, True)),
+        ("gru", 64, 9, 256, torch.float32, 2, (False, False)),
+        ("gru", 64, 4, 256, torch.float32, 1, (True, True)),
+        ("gru", 64, 16, 256, torch.float32, 1, (False, True)),
+        ("gru", 64, 17, 256, torch.float32, 1, (False, False)),
+        ("gru", 7, 1, 256, torch.float32, 1, (False, False)),  # not worth a compilation
+        ("gru", 8, 1, 256, torch.float32, 1, (True, True)),
+        ("lstm", 64, 2, 64, torch.float32, 2, (False, True)),
+        ("lstm", 64, 3, 64, torch.float32, 2, (False, False)),
+        ("lstm", 64, 1, 256, torch.float32, 1, (False, True)),
+        ("lstm", 64, 1, 257, torch.float32, 1, (False, False)),
+        ("lstm", 31, 1, 256, torch.float64, 1, (False, False)),
+        ("lstm", 64, 4, 256, torch.float64, 2, (True, True)),
+        ("gru", 64, 1, 256, torch.bfloat16, 1, (False, False)),
     ],
 )
-def test_when_it_is_chosen(kind, ticks, batch, n, dtype, chosen, monkeypatch):
+def test_when_it_is_chosen(kind, ticks, batch, n, dtype, threads, chosen, monkeypatch):
     monkeypatch.undo()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     gates = gated_states.GATES[kind]
     x, h = torch.empty(ticks, batch, 8, dtype=dtype), torch.empty(batch, n, dtype=dtype)
     state = (h, h) if kind == "lstm" else (h,)

@@ -79,49 +79,40 @@ def _loops(kind: str, dtype: str) -> tuple[Loop, Loop]:
     forward, tick, backward, slope = LOOPS[kind]
     functions = scalar_functions(dtype)
     product, turned = summing(_products(functions["zero"])), summing(_turned_products(summing(_turned_pair)))
-    return outer(forward(product, exact(tick(functions)))), outer(backward(turned, exact(slope(functions))))
+    return outer(forward(product, exact(tick(functions, exact)))), outer(
+        backward(turned, exact(slope(functions)))
+    )
 
 
 def _lstm(product: Any, tick: Any) -> Loop:
     def forward(reverse: Any, weight: Any, h: Any, c: Any, p: Any, gates: Any, cells: Any, out: Any) -> None:
-        ticks, batch, n = out.shape
+        ticks, batch, _ = out.shape
         for place in range(ticks):
             t = ticks - 1 - place if reverse else place
             room = t if len(cells) == ticks else 0
             product(weight, h, p)
             for b in range(batch):
-                a, s = gates[t, b], p[b]
-                tick(
-                    a[:n], a[n : 2 * n], a[2 * n : 3 * n], a[3 * n :],
-                    s[:n], s[n : 2 * n], s[2 * n : 3 * n], s[3 * n :], h[b], c[b], cells[room, b], out[t, b],
-                )  # fmt: skip
+                tick(gates[t, b], p[b], h[b], c[b], cells[room, b], out[t, b])
 
     return forward
 
 
-def _lstm_tick(functions: dict[str, Any]) -> Loop:
-    sigmoid, tanh = functions["sigmoid"], functions["tanh"]
+def _lstm_tick(functions: dict[str, Any], compiled: Any) -> Loop:
+    tanh, sigmoids, tanhs = functions["tanh"], *_activations(functions, compiled)
 
-    def tick(
-        i: Any,
-        f: Any,
-        g: Any,
-        o: Any,
-        pi: Any,
-        pf: Any,
-        pg: Any,
-        po: Any,
-        h: Any,
-        c: Any,
-        cell: Any,
-        out: Any,
-    ) -> None:
+    @compiled
+    def join(i: Any, f: Any, g: Any, o: Any, h: Any, c: Any, cell: Any, out: Any) -> None:
         for k in range(len(h)):
-            i[k], f[k] = sigmoid(i[k] + pi[k]), sigmoid(f[k] + pf[k])
-            g[k], o[k] = tanh(g[k] + pg[k]), sigmoid(o[k] + po[k])
             c[k] = f[k] * c[k] + i[k] * g[k]
             h[k] = o[k] * tanh(c[k])
             cell[k], out[k] = c[k], h[k]
+
+    def tick(a: Any, p: Any, h: Any, c: Any, cell: Any, out: Any) -> None:
+        n = len(h)
+        sigmoids(a[: 2 * n], p[: 2 * n])
+        tanhs(a[2 * n : 3 * n], p[2 * n : 3 * n])
+        sigmoids(a[3 * n :], p[3 * n :])
+        join(a[:n], a[n : 2 * n], a[2 * n : 3 * n], a[3 * n :], h, c, cell, out)
 
     return tick
 
@@ -171,33 +162,49 @@ def _gru(product: Any, tick: Any) -> Loop:
     def forward(
         reverse: Any, weight: Any, bias: Any, h: Any, p: Any, gates: Any, carried: Any, out: Any
     ) -> None:
-        ticks, batch, n = out.shape
+        ticks, batch, _ = out.shape
         for place in range(ticks):
             t = ticks - 1 - place if reverse else place
             room = t if len(carried) == ticks else 0
             product(weight, h, p)
             for b in range(batch):
-                a, s = gates[t, b], p[b]
-                tick(
-                    a[:n], a[n : 2 * n], a[2 * n :], s[:n], s[n : 2 * n], s[2 * n :],
-                    bias, carried[room, b], h[b], out[t, b],
-                )  # fmt: skip
+                tick(gates[t, b], p[b], bias, carried[room, b], h[b], out[t, b])
 
     return forward
 
 
-def _gru_tick(functions: dict[str, Any]) -> Loop:
-    sigmoid, tanh = functions["sigmoid"], functions["tanh"]
+def _gru_tick(functions: dict[str, Any], compiled: Any) -> Loop:
+    tanh, (sigmoids, _) = functions["tanh"], _activations(functions, compiled)
 
-    def tick(r: Any, z: Any, n: Any, pr: Any, pz: Any, pn: Any, bias: Any, q: Any, h: Any, out: Any) -> None:
+    @compiled
+    def join(r: Any, z: Any, n: Any, p: Any, bias: Any, q: Any, h: Any, out: Any) -> None:
         for k in range(len(h)):
-            r[k], z[k] = sigmoid(r[k] + pr[k]), sigmoid(z[k] + pz[k])
-            q[k] = pn[k] + bias[k]
+            q[k] = p[k] + bias[k]
             n[k] = tanh(n[k] + r[k] * q[k])
             h[k] = n[k] + z[k] * (h[k] - n[k])
             out[k] = h[k]
 
+    def tick(a: Any, p: Any, bias: Any, q: Any, h: Any, out: Any) -> None:
+        n = len(h)
+        sigmoids(a[: 2 * n], p[: 2 * n])
+        join(a[:n], a[n : 2 * n], a[2 * n :], p[2 * n :], bias, q, h, out)
+
     return tick
+
+
+def _activations(functions: dict[str, Any], compiled: Any) -> tuple[Any, Any]:
+    """x ← sigmoid(x + y) and x ← tanh(x + y)."""
+    sigmoid, tanh = functions["sigmoid"], functions["tanh"]
+
+    def sigmoids(x: Any, y: Any) -> None:
+        for k in range(len(x)):
+            x[k] = sigmoid(x[k] + y[k])
+
+    def tanhs(x: Any, y: Any) -> None:
+        for k in range(len(x)):
+            x[k] = tanh(x[k] + y[k])
+
+    return compiled(sigmoids), compiled(tanhs)
 
 
 def _gru_backward(turned: Any, slope: Any) -> Loop:

@@ -11,9 +11,9 @@ from onematrix.kernels.numba_arrays import refusal
 from onematrix.kernels.portable_gradients import portable_gradients
 from onematrix.structures.ordinary import is_ordinary
 
-# Numbers of a state, of all samples, up to which the loop is the faster: without gradients and with them.
-FEW = (1024, 2048)
-FEW_SAMPLES = (0, 256)  # the same for several samples where torch's LSTM is oneDNN's, in float32
+# Numbers of a state, of all samples, up to which the loop is the faster: without gradients; with them, on one thread.
+FEW = (1024, 4096)
+FEW_OF_ONEDNN = (0, 256)  # the same of an LSTM in float32, where torch's cell is one kernel of oneDNN
 # Numbers of all states from which on the loop is worth its compilation, 2 seconds and 1 more for gradients.
 WORTHWHILE = {"gru": 2048, "lstm": 8192}
 GATES = {"lstm": 4, "gru": 3}
@@ -27,8 +27,10 @@ def serves(kind: str, inputs: Tensor, state: State, weights: list[Tensor]) -> bo
     if not is_ordinary(*tensors) or torch.jit.is_tracing():
         return False
     h, numbers = state[0], state[0].numel()
-    few = FEW_SAMPLES if kind == "lstm" and h.dtype == torch.float32 and len(h) > 1 else FEW
-    if not 0 < numbers <= few[_wanted(tensors)] or len(inputs) * numbers < WORTHWHILE[kind]:
+    few = FEW_OF_ONEDNN if kind == "lstm" and h.dtype == torch.float32 else FEW
+    wanted = _wanted(tensors)
+    most = few[wanted] // (2 if wanted and torch.get_num_threads() > 1 else 1)  # the loop has one thread
+    if not 0 < numbers <= most or len(inputs) * numbers < WORTHWHILE[kind]:
         return False
     if refusal(h) is not None or torch.is_autocast_enabled(h.device.type):
         return False
