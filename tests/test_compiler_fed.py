@@ -15,10 +15,13 @@ from onematrix.structures.column import Column
 from onematrix.structures.dense import Dense
 from onematrix.structures.diagonal import Diagonal
 from onematrix.structures.identity import Identity
+from onematrix.structures.low_rank import LowRank
 from test_programs_random import as_tuple, inputs_of
 
 NETWORKS = examples(torch.Generator().manual_seed(0))
 FED = {
+    "elman": "dense",
+    "elman_reversed": "dense",
     "sru_14": "elementwise",
     "sru_14_changed": "elementwise",
     "inn_dense": "dense",
@@ -64,14 +67,22 @@ def test_iterated_nets_by_blocks_or_not(widths, serves, monkeypatch):
             torch.testing.assert_close(net(x), interpret(net.program, x), rtol=1e-9, atol=1e-9)
 
 
-def gate(read_again, activation, mixing):
-    """c ← f ∘ c + w of two products of x; read_again: one of them is an output too. mixing: f reads U c."""
+def gate(read_again=False, activation="sigmoid", mixing=False, twice=False, rank=0):
+    """c ← f ∘ c + w of two products of x; read_again: one of them is an output too. mixing: f reads U c.
+
+    twice: f reads a second product of x, of a part of its own. rank: of all but one product, dense where 0.
+    """
     g = torch.Generator().manual_seed(4)
-    parts = dict.fromkeys(("c", "f", "w", "kept", "c_new"), 4) | {"x": 3}
-    dense = [Dense.random(4, 3, generator=g) for _ in range(2)]
+    parts = dict.fromkeys(("c", "a", "f", "w", "kept", "c_new"), 4) | {"x": 3}
+    dense = [Dense.random(4, 3, generator=g) for _ in range(3)]
     other = Dense.random(4, 4, generator=g) if mixing else Diagonal(torch.randn(4, generator=g))
-    first = om.Step(om.BlockMatrix({("w", "x"): dense[0], ("w", ONE): Column(torch.ones(4))}, parts))
-    blocks = {("f", "c"): other, ("f", "x"): dense[1]}
+    if rank:
+        dense[::2] = [LowRank.random(4, 3, rank=rank, generator=g) for _ in range(2)]
+    blocks = {("w", "x"): dense[0], ("w", ONE): Column(torch.ones(4))} | (
+        {("a", "x"): dense[2]} if twice else {}
+    )
+    first = om.Step(om.BlockMatrix(blocks, parts))
+    blocks = {("f", "c"): other, ("f", "x"): dense[1]} | ({("f", "a"): Identity(4)} if twice else {})
     second = om.Step(om.BlockMatrix(blocks, parts), activations={"f": activation})
     third = om.Step(
         om.BlockMatrix({("kept", "f"): Identity(4)}, parts),
@@ -85,16 +96,19 @@ def gate(read_again, activation, mixing):
 
 
 @pytest.mark.parametrize(
-    ("read_again", "activation", "mixing", "kinds"),
+    ("changed", "kinds"),
     [
-        (False, "sigmoid", False, ["elementwise"]),
-        (True, "sigmoid", False, []),  # a product that is an output is in memory anyway
-        (False, "softmax", False, []),  # no elementwise loop: its rows are written as before
-        (False, "sigmoid", True, []),
+        ({}, ["elementwise"]),
+        ({"read_again": True}, []),  # a product that is an output is in memory anyway
+        ({"activation": "softmax"}, []),  # no elementwise loop: its rows are written as before
+        ({"mixing": True}, []),
+        ({"twice": True}, []),  # what is fed is no product alone
+        ({"twice": True, "rank": 1}, []),
+        ({"rank": 1}, ["elementwise"]),
     ],
 )
-def test_only_what_a_kernel_alone_reads(read_again, activation, mixing, kinds):
-    program = gate(read_again, activation, mixing)
+def test_only_what_a_kernel_alone_reads(changed, kinds):
+    program = gate(**changed)
     net = om.compile(program, prove=False).double()
     assert kernels(net) == kinds
     ins = [torch.randn(2, 7, 3).double(), torch.randn(2, 4).double()]

@@ -205,6 +205,35 @@ def test_dense_with_its_matrix_put_together(batch, last_only, grad, by_blocks):
     assert by_blocks == [1]
 
 
+@pytest.mark.parametrize("width", [5, 20])  # x of fewer numbers than what is fed is put in the order of ticks
+@pytest.mark.parametrize(("reverse", "zero", "several"), [*itertools.product([False, True], repeat=3)])
+@pytest.mark.parametrize(("ticks", "after"), [(None, "zero"), (2, "zero"), (1, "zero"), (6, "hold")])
+@pytest.mark.parametrize("last", ["softmax", "gelu"])
+def test_dense_states_over_what_is_fed(width, reverse, zero, several, ticks, after, last, by_blocks):
+    x, init, *weights = tensors((4, 3, width), (4, 9), (3, width), (6, width), (9, width))
+    weights = weights[:2] if several else weights[2:]
+    blocks = [[b / 3 for b in tensors((m, 3), (m, 6))] if several else tensors((9, 9)) for m in (3, 6)]
+    blocks = blocks if several else blocks[:1]
+    init = torch.zeros_like(init) if zero else init
+    slices = ((3, "relu"), (4, "tanh"), (2, last))
+    given = [t.clone() for t in (x, init, *weights, *(b for row in blocks for b in row))]
+    options = {"ticks": ticks, "after": after, "reverse": reverse}
+    ours = run_fed_dense_loop(x, weights, None, blocks, init, slices, **options, zero=zero)
+    options["ticks"] = ticks or 3
+    theirs = dense_literal(x, weights, [None] * len(weights), blocks, init, slices, **options)
+    torch.testing.assert_close(ours, theirs, **EXACT)
+    assert ours[0].untyped_storage().data_ptr() != ours[1].untyped_storage().data_ptr()
+    after_it = (x, init, *weights, *(b for row in blocks for b in row))
+    assert all(torch.equal(a, b) for a, b in zip(given, after_it, strict=True))
+
+
+def test_dense_states_take_no_memory_of_their_own(by_blocks):
+    x, init, w, u = tensors((8, 16, 16), (8, 32), (32, 16), (32, 32), dtype=torch.float32)
+    made = peak_bytes(lambda: run_fed_dense_loop(x, [w], None, [[u]], init, ((32, "tanh"),)))
+    states = 8 * 16 * 32 * 4
+    assert made <= states + x.numel() * 4 + u.numel() * 4 + 2 * init.numel() * 4
+
+
 def test_dense_with_selected_ticks():
     x, weights, biases, blocks, init = dense_tensors(2, 3)
     valid = torch.tensor([[True, True], [False, True], [True, False]])

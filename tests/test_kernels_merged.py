@@ -55,6 +55,9 @@ def test_the_definition_in_every_shape(shape, monkeypatch):
         monkeypatch.setattr("onematrix.kernels.merged_product.FEW", few)
         assert_close(merged_product(x, weights, biases), literal(x, weights, biases), rtol=1e-12, atol=1e-12)
         assert_close(merged_product(x, weights, None), literal(x, weights, None), rtol=1e-12, atol=1e-12)
+        for k, one in enumerate(weights):
+            made = merged_product(x, [one], biases[k : k + 1])
+            assert_close(made, literal(x, [one], biases[k : k + 1]), rtol=1e-12, atol=1e-12)
         free = [t.clone().requires_grad_() for t in (x, *weights, *biases)]
         assert gradgradcheck(lambda y, a, b, c, d: merged_product(y, [a, b], [c, d]), free)
 

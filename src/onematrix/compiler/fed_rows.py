@@ -1,19 +1,20 @@
-"""Rows that are one merged product and are read by one loop alone, tick by tick: the loop's kernel makes them.
+"""Rows that are products of one value and are read by one loop alone, tick by tick: the loop's kernel makes them.
 
-Without gradients the kernel then need not hold the products of all ticks.
+The kernel knows that nobody else reads them: without gradients it need not hold those of all ticks, or writes its
+states over them.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from onematrix.compiler.merging import Member, Merge, unscale
+from onematrix.compiler.merging import Member, Merge, member_of, unscale
 from onematrix.programs.program import Program
 from onematrix.programs.wiring import Wire, Wired, WiredLoop, WiredRow, WiredSeq, WiredStep
 
 
 @dataclass(frozen=True)
 class FedRows:
-    """The rows of a merge by part, and of each the product it is."""
+    """Rows by part, and of each the product of `merge` it is."""
 
     merge: Merge
     rows: Mapping[str, WiredRow]
@@ -23,7 +24,7 @@ class FedRows:
 def find_fed_rows(
     program: Program, merges: Mapping[int, Merge], absorbed: set[int], uses: Mapping[str, int]
 ) -> dict[int, FedRows]:
-    """id(wired loop) → the rows its kernel makes, those of one merge.
+    """id(wired loop) → the rows its kernel makes: all of one merge, or else one product.
 
     absorbed: ids of the wires of biases that are added with a merge. uses: how often each part is read.
     """
@@ -33,14 +34,14 @@ def find_fed_rows(
     for node in nodes:
         if not isinstance(node, WiredLoop) or node.loop.over is None:
             continue
-        products: dict[int, dict[str, Wire]] = {}
+        products: dict[int, tuple[Merge, dict[str, Wire]]] = {}
         for feed in node.feeds:
             if (name := _passed(feed)) in rows and uses.get(name) == 1:
-                wire = _product(rows[name], program, merges, absorbed, node.loop.over)
-                if wire is not None:
-                    products.setdefault(id(merges[id(wire)]), {})[name] = wire
-        for wires in products.values():
-            merge = merges[id(next(iter(wires.values())))]
+                made = _product(rows[name], program, merges, absorbed, node.loop.over)
+                if made is not None:
+                    merge, wire = made
+                    products.setdefault(id(merge), (merge, {}))[1][name] = wire
+        for merge, wires in sorted(products.values(), key=lambda made: len(made[1])):
             members = {id(member.wire): member for member in merge.members}
             if len(wires) == len(members):
                 by_part = {name: members[id(wire)] for name, wire in wires.items()}
@@ -64,14 +65,20 @@ def _passed(feed: WiredRow) -> str:
 
 def _product(
     row: WiredRow, program: Program, merges: Mapping[int, Merge], absorbed: set[int], over: str
-) -> Wire | None:
-    """The wire of a row that is one product of a merge, with its bias and nothing else."""
+) -> tuple[Merge, Wire] | None:
+    """The product that a row is, with its bias and nothing else: its wire, and the merge it stands in or is alone."""
     if row.activation is not None or row.join is not None:
         return None
     wires = [wire for wire in row.sums[0] if id(wire) not in absorbed]
-    if len(wires) != 1 or id(wires[0]) not in merges:
-        return None
-    wire, part = wires[0], program.parts[row.part]
+    if len(wires) == 1 and id(wires[0]) in merges:
+        wire, merge = wires[0], merges[id(wires[0])]
+    else:
+        biases: dict[int, Wire] = {}
+        made = [member for w in wires if (member := member_of(w, row.sums[0], program, biases))]
+        if len(made) != 1 or len(wires) != 1 + len(biases) or id(made[0].wire) in merges:
+            return None
+        wire, merge = made[0].wire, Merge(made[0].wire.column, (made[0],))
     ratio, a = unscale(program.structures[wire.slot])
     straight = ratio == 1 and wire.kept == 1 and wire.tail is None and not wire.flattens
-    return wire if straight and part.shape == (over, a.fixed_shape[0]) else None
+    fits = straight and program.parts[row.part].shape == (over, a.fixed_shape[0])
+    return (merge, wire) if fits else None

@@ -48,7 +48,7 @@ def plan_merges(program: Program) -> tuple[dict[int, Merge], set[int]]:
                 continue
             for wires in row.sums:
                 for wire in wires:
-                    member = _member(wire, wires, program, biases)
+                    member = member_of(wire, wires, program, biases)
                     if member is not None:
                         groups.setdefault((wire.column, wire.kept, wire.flattens), []).append(member)
     found: dict[int, Merge] = {}
@@ -91,7 +91,10 @@ def _outer_steps(wired: Wired) -> list[WiredStep]:
     return []
 
 
-def _member(wire: Wire, wires: tuple[Wire, ...], program: Program, biases: dict[int, Wire]) -> Member | None:
+def member_of(
+    wire: Wire, wires: tuple[Wire, ...], program: Program, biases: dict[int, Wire]
+) -> Member | None:
+    """The product a wire of a sum is, its bias with it, whose wire is put among `biases`; None where it is none."""
     ratio, a = unscale(program.structures[wire.slot])
     if (
         wire.column == ONE

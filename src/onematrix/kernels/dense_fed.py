@@ -35,23 +35,30 @@ def run_fed_dense_loop(
     x: (B, T, n). weights: (m_i, n). biases: (m_i,) each, or None. blocks: rows of (m_i, m_j).
     The options are its own.
     The matrix is not put together where no gradient is asked for, only the last state is wanted, and it has more
-    numbers than what is fed: then the products of the blocks are added up in place.
+    numbers than what is fed: then the products of the blocks are added up in place. All states are written over what
+    is fed, again without gradients.
 
     >>> import torch
     >>> one = torch.ones(1, 1)
     >>> run_fed_dense_loop(torch.ones(1, 3, 1), [one], None, [[one / 2]], 0 * one, ((1, "identity"),))[0].flatten()
     tensor([1.0000, 1.5000, 1.7500])
     """
-    fed = FedProduct(x, weights, biases)
+    ticks_lead = x.shape[2] <= sum(
+        len(w) for w in weights
+    )  # the copy of x is smaller than what it puts in order
+    fed = FedProduct(x.transpose(0, 1) if ticks_lead else x, weights, biases)
     count = x.shape[1] if ticks is None else ticks
     plan = DensePlan(activations, count, after, reverse, last_only, zero, read)
-    read_once = fed.is_read_once([init, *(block for row in blocks for block in row)]) and x.shape[1] > 0
-    inputs = (next(fed.pieces(x.shape[1]))[2] if read_once else fed.whole()).transpose(0, 1)
+    read_once = fed.is_read_once([init, *(block for row in blocks for block in row)]) and x.numel() > 0
+    several = read_once and len(weights) > 1
+    inputs = next(fed.pieces(fed.x.shape[1]))[2] if several else fed.whole()
+    inputs = inputs if ticks_lead else inputs.transpose(0, 1)
     columns = read_once and count > 0 and reads_as_columns(init, plan)
     if valid is None and plan.last_only and columns and not dense_numba.serves(init, plan):
         _check(inputs, blocks, init, plan)
         return init.new_empty(0, *init.shape), run_by_blocks(inputs, blocks, init, plan)
-    return run_plan(inputs, blocks[0][0] if len(blocks) == 1 else assemble(blocks), init, plan, valid)
+    matrix = blocks[0][0] if len(blocks) == 1 else assemble(blocks)
+    return run_plan(inputs, matrix, init, plan, valid, own=read_once)
 
 
 def _check(inputs: Tensor, blocks: Blocks, init: Tensor, plan: DensePlan) -> None:

@@ -57,16 +57,16 @@ def run_dense_loop(
 
 
 def run_plan(
-    inputs: Tensor, weight: Tensor, init: Tensor, plan: DensePlan, valid: Tensor | None
+    inputs: Tensor, weight: Tensor, init: Tensor, plan: DensePlan, valid: Tensor | None, own: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`run_dense_loop` of what its options say."""
+    """`run_dense_loop` of what its options say; own: nothing else reads the inputs, states may be written there."""
     check_dense(inputs, weight, init, plan, valid)
     if valid is not None or plan.ticks == 0 or not is_ordinary(inputs, weight, init) or _is_autocast(inputs):
         return run_dense_by_torch(inputs, weight, init, plan, valid)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, weight, init))):
         if plan.last_only:
             return init.new_empty(0, *init.shape), run_to_final(inputs, weight, init, plan)
-        return returned(run_in_place(inputs, weight, init, plan)[0], plan)
+        return returned(run_in_place(inputs, weight, init, plan, own)[0], plan)
     return DenseStates.apply(inputs, weight, init, plan)  # type: ignore[no-any-return, no-untyped-call]
 
 

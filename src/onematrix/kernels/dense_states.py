@@ -74,25 +74,30 @@ class DenseStates(torch.autograd.Function):
 
 
 def run_in_place(
-    inputs: Tensor, weight: Tensor, init: Tensor, plan: DensePlan
+    inputs: Tensor, weight: Tensor, init: Tensor, plan: DensePlan, own: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The states after each tick, (ticks, B, n), and their sums a_t + W s_{t-1} where a derivative needs them."""
-    states = init.new_empty(plan.ticks, *init.shape)
+    """The states after each tick, (ticks, B, n), and their sums a_t + W s_{t-1} where a derivative needs them.
+
+    own: the states may take the place of the inputs.
+    """
     if dense_numba.serves(init, plan):
+        states = init.new_empty(plan.ticks, *init.shape)
         dense_numba.run_forward(inputs, weight, init, plan, states, whole=True)
         return states, None
     kept = any(name not in IN_PLACE for _, name in plan.activations)
+    over = own and not kept and inputs.shape == (plan.ticks, *init.shape)
+    states = inputs if over else init.new_empty(plan.ticks, *init.shape)
     sums = torch.empty_like(states) if kept else None
     rows = states.unbind(0)
     written = rows if sums is None else sums.unbind(0)
     activate = _activations(states, rows, sums, plan.activations)
     turned, before = turned_weight(weight, plan), init
-    fed = plan.at_every_tick(inputs.unbind(0), inputs.new_zeros(1, init.shape[1]))
+    fed = rows if over else plan.at_every_tick(inputs.unbind(0), inputs.new_zeros(1, init.shape[1]))
     for t in plan.order:
-        if before is init and plan.zero:
-            written[t].copy_(fed[t])
-        else:
+        if before is not init or not plan.zero:
             torch.addmm(fed[t], before, turned, out=written[t])
+        elif not over:
+            written[t].copy_(fed[t])
         for function, arguments in activate:
             function(*arguments[t])
         before = rows[t]

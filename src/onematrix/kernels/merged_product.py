@@ -24,6 +24,8 @@ def merged_product(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
     >>> merged_product(torch.ones(1, 2), [torch.eye(2), torch.ones(1, 2)], None)
     tensor([[1., 1., 2.]])
     """
+    if len(weights) == 1:
+        return linear(x, weights[0], None if biases is None else biases[0])
     if _apart(x, weights):
         vectors = biases or [None] * len(weights)
         return torch.cat([linear(x, w, b) for w, b in zip(weights, vectors, strict=True)], -1)
