@@ -26,8 +26,8 @@ def run_lstm(
 
     h, c: (B, H), the first ones become the last. cells: (1, B, H) where those of all ticks are not needed.
     """
-    arrays = _arrays(w_hh, h, c, gates.new_empty(gates.shape[1:]), gates, cells, out)
-    _loops("lstm", format_of(out))[0](reverse, *arrays)
+    arrays = arrays_of(w_hh, h, c, gates.new_empty(gates.shape[1:]), gates, cells, out)
+    loops("lstm", format_of(out))[0](reverse, *arrays)
 
 
 def run_lstm_backward(
@@ -38,7 +38,7 @@ def run_lstm_backward(
 
     grads: of every h (T, B, H), and of the last h and c, which become those of the first.
     """
-    _loops("lstm", format_of(delta))[1](reverse, *_arrays(w_hh, c, gates, cells, *grads, delta))
+    loops("lstm", format_of(delta))[1](reverse, *arrays_of(w_hh, c, gates, cells, *grads, delta))
 
 
 def run_gru(
@@ -48,8 +48,8 @@ def run_gru(
 
     h: (B, H), the first becomes the last. carried: (1, B, H) where those of all ticks are not needed.
     """
-    arrays = _arrays(w_hh, b_hn, h, gates.new_empty(gates.shape[1:]), gates, carried, out)
-    _loops("gru", format_of(out))[0](reverse, *arrays)
+    arrays = arrays_of(w_hh, b_hn, h, gates.new_empty(gates.shape[1:]), gates, carried, out)
+    loops("gru", format_of(out))[0](reverse, *arrays)
 
 
 def run_gru_backward(
@@ -61,16 +61,17 @@ def run_gru_backward(
     grads: of every h (T, B, H); of the last h, and 0: their sum becomes the gradient of the first. It is that of
     z h and of W_hh h: the first is often much greater, and would round every sum of the other.
     """
-    _loops("gru", format_of(delta))[1](reverse, *_arrays(w_hh, h, gates, carried, out, *grads, delta, fed_n))
+    loops("gru", format_of(delta))[1](reverse, *arrays_of(w_hh, h, gates, carried, out, *grads, delta, fed_n))
 
 
-def _arrays(*tensors: Tensor) -> list[Any]:
+def arrays_of(*tensors: Tensor) -> list[Any]:
+    """As numpy's, over the same memory where a tensor has no gaps."""
     return [t.detach().contiguous().numpy() for t in tensors]
 
 
 @functools.cache
-def _loops(kind: str, dtype: str) -> tuple[Loop, Loop]:
-    """Forward and backward, compiled when first called."""
+def loops(kind: str, dtype: str, own: bool = True) -> tuple[Loop, Loop]:
+    """Forward and backward, compiled when first called; own: with their products, which others make else."""
     numba: Any = importlib.import_module("numba")
     options = {"error_model": "numpy", "nogil": True, "pipeline_class": distinct()}
     inner = {**options, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -78,7 +79,10 @@ def _loops(kind: str, dtype: str) -> tuple[Loop, Loop]:
     outer = numba.njit(**options, fastmath=SAFE)
     forward, tick, backward, slope = LOOPS[kind]
     functions = scalar_functions(dtype)
-    product, turned = summing(_products(functions["zero"])), summing(_turned_products(summing(_turned_pair)))
+    product, turned = exact(_no_product), exact(_no_product)
+    if own:
+        product = summing(_products(functions["zero"]))
+        turned = summing(_turned_products(summing(_turned_pair)))
     return outer(forward(product, exact(tick(functions, exact)))), outer(
         backward(turned, exact(slope(functions)))
     )
@@ -261,6 +265,10 @@ LOOPS = {
     "lstm": (_lstm, _lstm_tick, _lstm_backward, _lstm_slope),
     "gru": (_gru, _gru_tick, _gru_backward, _gru_slope),
 }
+
+
+def _no_product(weight: Any, x: Any, out: Any) -> None:
+    """out was or will be made by others."""
 
 
 def _products(zero: Any) -> Loop:

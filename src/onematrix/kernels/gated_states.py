@@ -1,4 +1,7 @@
-"""LSTM and GRU of a few samples: one product over all ticks, a compiled loop, one product per weight gradient."""
+"""LSTM and GRU in compiled loops: one product over all ticks before, one per weight gradient after.
+
+Of a few samples the loop makes its own products; of more a GRU makes them by torch, tick by tick.
+"""
 
 from typing import Any
 
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor
 
 from onematrix.kernels.gated_numba import run_gru, run_gru_backward, run_lstm, run_lstm_backward
+from onematrix.kernels.gated_ticks import run_gru_backward_ticks, run_gru_ticks
 from onematrix.kernels.gated_torch import State, run_gated_by_torch
 from onematrix.kernels.numba_arrays import refusal
 from onematrix.kernels.portable_gradients import portable_gradients
@@ -16,6 +20,8 @@ FEW = (1024, 4096)
 FEW_OF_ONEDNN = (0, 256)  # the same of an LSTM in float32, where torch's cell is one kernel of oneDNN
 # Numbers of all states from which on the loop is worth its compilation, 2 seconds and 1 more for gradients.
 WORTHWHILE = {"gru": 2048, "lstm": 8192}
+# Samples, features, and numbers of W read for them, from which on torch's products of a tick are the faster ones.
+MANY = (4, 64, 2**16)
 GATES = {"lstm": 4, "gru": 3}
 Gradients = tuple[Tensor | None, ...]
 Made = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # outputs, and what gradients need besides
@@ -30,11 +36,21 @@ def serves(kind: str, inputs: Tensor, state: State, weights: list[Tensor]) -> bo
     few = FEW_OF_ONEDNN if kind == "lstm" and h.dtype == torch.float32 else FEW
     wanted = _wanted(tensors)
     most = few[wanted] // (2 if wanted and torch.get_num_threads() > 1 else 1)  # the loop has one thread
-    if not 0 < numbers <= most or len(inputs) * numbers < WORTHWHILE[kind]:
+    if not (0 < numbers <= most or (kind == "gru" and _by_ticks(h))):
+        return False
+    if len(inputs) * numbers < WORTHWHILE[kind]:
         return False
     if refusal(h) is not None or torch.is_autocast_enabled(h.device.type):
         return False
     return _fits(GATES[kind], inputs, state, weights)
+
+
+def _by_ticks(h: Tensor) -> bool:
+    """Whether a GRU's products are torch's; on one thread, since what is between them is."""
+    samples, features, read = MANY
+    if len(h) < samples or h.shape[1] < features or h.numel() * h.shape[1] < read:
+        return False
+    return torch.get_num_threads() == 1
 
 
 def _wanted(tensors: State) -> bool:
@@ -110,7 +126,8 @@ def _forward_gru(reverse: bool, tensors: State, whole: bool) -> Made:
     gates = _fed(inputs, w_ih, bias)
     h, out = _own(h, h), h.new_empty(len(inputs), *h.shape)
     carried = h.new_empty(len(inputs) if whole else 1, *h.shape)
-    run_gru(w_hh, b_hn, h, gates, carried, out, reverse)
+    run = run_gru_ticks if _by_ticks(h) else run_gru
+    run(w_hh, b_hn, h, gates, carried, out, reverse)
     return (out, h), (gates, carried)
 
 
@@ -147,7 +164,8 @@ def _backward_gru(
     out, gates, carried = kept
     every, dh, more = _every(grads[0], out), _own(grads[1], h), _own(None, h)
     delta, fed_n = torch.empty_like(gates), torch.empty_like(out)
-    run_gru_backward(w_hh, h, gates, carried, out, (every, dh, more), delta, fed_n, reverse)
+    run = run_gru_backward_ticks if _by_ticks(h) else run_gru_backward
+    run(w_hh, h, gates, carried, out, (every, dh, more), delta, fed_n, reverse)
     made = _carried(delta, out, h, reverse, needs[3])
     b_hh = delta.sum((0, 1)) if any(needs[5:]) else None
     delta[..., 2 * h.shape[1] :] = fed_n
