@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import onematrix as om
+from onematrix.compiler.form import Form
 from onematrix.kernels import dense_numba, fed_product
 from onematrix.networks import inn, sru
 from onematrix.networks.examples import examples
@@ -116,6 +117,12 @@ def test_only_what_a_kernel_alone_reads(changed, kinds):
         with torch.set_grad_enabled(gradients):
             ours, theirs = net(*ins), interpret(net.program, *ins)
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sru_14", "inn_dense"])
+def test_the_kernel_says_whether_products_are_one(name):
+    net = om.compile(NETWORKS[name], prove=False)
+    assert net.is_written_alike(Form(merge=False))
 
 
 def test_streaming_in_pieces():

@@ -1,7 +1,8 @@
 """Lowered program → the text of one flat function of its tensors and inputs."""
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from onematrix.compiler.attention import Attention, find_attention, held_back, refused_attention
@@ -29,6 +30,7 @@ from onematrix.programs.wiring import Wired, WiredLoop, WiredRow, WiredSeq, Wire
 from onematrix.records.collector import collector_at_rest
 
 Env = dict[str, Var]
+First = Callable[[], dict[str, str]]
 
 
 PLAIN = Form()
@@ -194,9 +196,10 @@ class _Emitter:
     def over(self, wired: WiredLoop, env: Env, outermost: bool) -> None:
         loop, code = wired.loop, self.code
         ticks = size_text(loop.length, self.sizes)
-        carried = self.first_state(wired, env, outermost)
-        if self.as_kernel(wired, env, carried, outermost):
+        first = functools.cache(lambda: self.first_state(wired, env, outermost))
+        if self.as_kernel(wired, env, first, outermost):
             return
+        carried = first()
         series, whole = self.feeds(wired, env, ticks)
         valid = None if loop.valid is None else self.series(loop.valid, loop, env, ticks)
         stacks = {row.part: code.name("all") for row in wired.outputs}
@@ -231,38 +234,37 @@ class _Emitter:
         for name, text in stacks.items():
             env[name] = self.stacked(name, text, loop)
 
-    def as_kernel(self, wired: WiredLoop, env: Env, carried: dict[str, str], outermost: bool) -> bool:
-        """Write the loop as one kernel, where it is one."""
-        starts = list(carried.values())
+    def as_kernel(self, wired: WiredLoop, env: Env, first: First, outermost: bool) -> bool:
+        """Write the loop as one kernel, where it is one; first: writes the state it starts from."""
         if id(wired) in self.cells:
-            outputs, ends = emit_cell(self.cells[id(wired)], wired.loop, carried, self.rows, env)
+            outputs, ends = emit_cell(self.cells[id(wired)], wired.loop, first(), self.rows, env)
             env.update(outputs | ends)
             if outermost:
-                self.handed |= {name: ends[name].text for name in carried}
+                self.handed |= {row.part: ends[row.part].text for row in wired.carry}
             return True
         if not self.form.kernels:
             return False
-        made = self.recurrence(wired, env, starts, outermost)
+        made = self.recurrence(wired, env, first, outermost)
         if made is None:
             return False
         stacked, texts = made
         env.update(stacked)
-        for name, text in zip(carried, texts, strict=True):
+        for row, text in zip(wired.carry, texts, strict=True):
             if text is None:  # nothing reads it
                 continue
-            env[name] = self.code.let(text, foreign=True, fresh=False)
+            env[row.part] = self.code.let(text, foreign=True, fresh=False)
             if outermost:
-                self.handed[name] = env[name].text
+                self.handed[row.part] = env[row.part].text
         return True
 
     def recurrence(
-        self, wired: WiredLoop, env: Env, starts: list[str], outermost: bool
+        self, wired: WiredLoop, env: Env, first: First, outermost: bool
     ) -> tuple[Env, list[str | None]] | None:
         """Stacked outputs and final values of an elementwise or dense recurrence; None, and why, where it is none."""
         refused, fed = [], self.fed.get(id(wired))
         try:
             elementwise = match_elementwise(wired, self.program, self.rows)
-            return emit_elementwise(elementwise, wired.loop, starts, self.rows, env, fed)
+            return emit_elementwise(elementwise, wired.loop, list(first().values()), self.rows, env, fed)
         except NoMatch as why:
             refused.append(f"elementwise recurrence: {why}")
         try:
@@ -273,7 +275,8 @@ class _Emitter:
             given = outermost and self.stateful
             read = [given or not outermost or row.part in self.live[id(wired.loop)] for row in wired.carry]
             zero = not given and not wired.init
-            return emit_dense(dense, wired.loop, starts, self.rows, env, zero, read, fed)
+            starts = None if zero else list(first().values())
+            return emit_dense(dense, wired.loop, starts, self.rows, env, read, fed)
         except NoMatch as why:
             refused.append(f"dense recurrence: {why}")
         self.notes += [f"loop over {wired.loop.over!r}: no {reason}" for reason in refused]

@@ -24,7 +24,7 @@ class FedRows:
 def find_fed_rows(
     program: Program, merges: Mapping[int, Merge], absorbed: set[int], uses: Mapping[str, int]
 ) -> dict[int, FedRows]:
-    """id(wired loop) → the rows its kernel makes: all of one merge, or else one product.
+    """id(wired loop) → the rows its kernel makes: all products of one merge, or those of one part that no merge has.
 
     absorbed: ids of the wires of biases that are added with a merge. uses: how often each part is read.
     """
@@ -34,18 +34,20 @@ def find_fed_rows(
     for node in nodes:
         if not isinstance(node, WiredLoop) or node.loop.over is None:
             continue
-        products: dict[int, tuple[Merge, dict[str, Wire]]] = {}
+        products: dict[int | str, dict[str, Member]] = {}
+        whole: dict[int | str, Merge] = {}
         for feed in node.feeds:
             if (name := _passed(feed)) in rows and uses.get(name) == 1:
                 made = _product(rows[name], program, merges, absorbed, node.loop.over)
                 if made is not None:
-                    merge, wire = made
-                    products.setdefault(id(merge), (merge, {}))[1][name] = wire
-        for merge, wires in sorted(products.values(), key=lambda made: len(made[1])):
-            members = {id(member.wire): member for member in merge.members}
-            if len(wires) == len(members):
-                by_part = {name: members[id(wire)] for name, wire in wires.items()}
-                found[id(node)] = FedRows(merge, {name: rows[name] for name in wires}, by_part)
+                    member, merge = made
+                    shared = member.wire.column if merge is None else id(merge)
+                    products.setdefault(shared, {})[name] = member
+                    whole |= {} if merge is None else {shared: merge}
+        for shared, members in sorted(products.items(), key=lambda made: len(made[1])):
+            merge = whole.get(shared) or Merge(str(shared), tuple(members.values()))
+            if len(members) == len(merge.members):
+                found[id(node)] = FedRows(merge, {name: rows[name] for name in members}, members)
     return found
 
 
@@ -65,20 +67,22 @@ def _passed(feed: WiredRow) -> str:
 
 def _product(
     row: WiredRow, program: Program, merges: Mapping[int, Merge], absorbed: set[int], over: str
-) -> tuple[Merge, Wire] | None:
-    """The product that a row is, with its bias and nothing else: its wire, and the merge it stands in or is alone."""
+) -> tuple[Member, Merge | None] | None:
+    """The product that a row is, with its bias and nothing else, and the merge it stands in."""
     if row.activation is not None or row.join is not None:
         return None
     wires = [wire for wire in row.sums[0] if id(wire) not in absorbed]
-    if len(wires) == 1 and id(wires[0]) in merges:
-        wire, merge = wires[0], merges[id(wires[0])]
+    merge = merges.get(id(wires[0])) if len(wires) == 1 else None
+    if merge is not None:
+        (member,) = (m for m in merge.members if m.wire is wires[0])
     else:
         biases: dict[int, Wire] = {}
-        made = [member for w in wires if (member := member_of(w, row.sums[0], program, biases))]
+        made = [m for w in wires if (m := member_of(w, row.sums[0], program, biases))]
         if len(made) != 1 or len(wires) != 1 + len(biases) or id(made[0].wire) in merges:
             return None
-        wire, merge = made[0].wire, Merge(made[0].wire.column, (made[0],))
+        member = made[0]
+    wire = member.wire
     ratio, a = unscale(program.structures[wire.slot])
     straight = ratio == 1 and wire.kept == 1 and wire.tail is None and not wire.flattens
     fits = straight and program.parts[row.part].shape == (over, a.fixed_shape[0])
-    return (merge, wire) if fits else None
+    return (member, merge) if fits else None

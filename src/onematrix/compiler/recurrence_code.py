@@ -93,16 +93,15 @@ def _biases(group: Sequence[Structure | None], found: Cell, rows: Rows) -> str:
 def emit_dense(
     found: Dense1,
     loop: Loop,
-    starts: Sequence[str],
+    starts: Sequence[str] | None,
     rows: Rows,
     env: Env,
-    zero: bool,
     read: Sequence[bool],
     fed: FedRows | None,
 ) -> tuple[Env, list[str | None]]:
     """The stacked outputs and the final values of a dense recurrence, None where one is not computed.
 
-    zero: what it starts from is zero. read: of each carried part, whether anything needs its final value.
+    starts: None where it starts from zero. read: of each carried part, whether anything needs its final value.
     fed: the rows that are all its inputs, which it makes itself.
     """
     code = rows.code
@@ -110,11 +109,15 @@ def emit_dense(
     inputs = (
         f"{_inputs(found, rows, env, loop)}, " if fed is None else _fed(fed, _fed_names(found), rows, env)
     )
-    init = starts[0] if len(starts) == 1 else code.let(f"torch.cat([{', '.join(starts)}], -1)").text
+    if starts is None:
+        zero = "torch.zeros(1, 1, dtype=dtype, device=device)"
+        init = code.let(f"{zero}.expand(batch, {sum(found.widths)})").text
+    else:
+        init = starts[0] if len(starts) == 1 else code.let(f"torch.cat([{', '.join(starts)}], -1)").text
     options = _options(loop, rows, env)
     if loop.ticks is not None:
         options += f", ticks={size_text(loop.ticks, rows.sizes)}, after={loop.after!r}"
-    options += ", zero=True" if zero else ""
+    options += ", zero=True" if starts is None else ""
     edges = list(pairwise(accumulate(found.widths, initial=0)))
     start, stop = 0, edges[-1][1]
     if not found.outputs:
