@@ -5,7 +5,7 @@ import torch
 
 import onematrix as om
 from onematrix.compiler.form import Form
-from onematrix.kernels import dense_numba, fed_product
+from onematrix.kernels import dense_fed, dense_numba, fed_product
 from onematrix.networks import inn, sru
 from onematrix.networks.examples import examples
 from onematrix.networks.recurrent import over_time
@@ -59,6 +59,7 @@ def test_networks_without_gradients(name):
 def test_iterated_nets_by_blocks_or_not(widths, serves, monkeypatch):
     monkeypatch.setattr(dense_numba, "FEW", 512 if serves else 0)
     monkeypatch.setattr(dense_numba, "WORTHWHILE", 1)
+    monkeypatch.setattr(dense_fed, "LARGE", 1)
     program = inn(widths, generator=torch.Generator().manual_seed(3))
     net = om.compile(program, prove=False).double()
     assert kernels(net) == ["dense"]

@@ -166,6 +166,7 @@ def by_blocks(monkeypatch):
     assemble = dense_fed.assemble
     monkeypatch.setattr(dense_fed, "assemble", lambda blocks: calls.append(1) or assemble(blocks))
     monkeypatch.setattr(dense_numba, "FEW", 0)
+    monkeypatch.setattr(dense_fed, "LARGE", 1)
     return calls
 
 
@@ -285,7 +286,9 @@ def test_a_quarter_of_the_products_is_held():
     assert peak_bytes(lambda: run_fed_elementwise_loop(*given, overlap=True)) >= outputs + products
 
 
-def test_the_matrix_is_not_copied():
+def test_a_large_matrix_is_not_copied(monkeypatch):
+    assert 2896**2 < dense_fed.LARGE <= 2897**2
+    monkeypatch.setattr(dense_fed, "LARGE", 900**2)
     x, init = tensors((2, 5, 128), (2, 900), dtype=torch.float32)
     weights = tensors(*[(300, 128)] * 3, dtype=torch.float32)
     blocks = [tensors(*[(300, 300)] * 3, dtype=torch.float32) for _ in range(3)]

@@ -49,24 +49,26 @@ def choose(
     """The fastest form found from one by answering one question after the other, and what was tried."""
     trials = list[Trial]()
     for question in questions:
-        other = replace(form, **{question: not getattr(form, question)})
-        before, seconds = _compare(build(form), build(other), inputs)
-        trials.append(Trial(question, other, seconds, before))
-        if seconds < GAIN * before:
-            form = other
+        form = _answered(form, question, build, inputs, trials)
     return form, trials
 
 
 def choose_source(form: Form, build: Build, inputs: Sequence[Tensor]) -> tuple[Form, list[Trial]]:
-    """The form, or the source module where it is faster in two measurements, one after the other."""
-    other, trials = replace(form, native=True), list[Trial]()
-    ours, source = build(form), build(other)
+    """The form, or the source module where it is faster."""
+    trials = list[Trial]()
+    return _answered(form, "native", build, inputs, trials), trials
+
+
+def _answered(form: Form, question: str, build: Build, inputs: Sequence[Tensor], trials: list[Trial]) -> Form:
+    """The form, or the one with the other answer where that is faster in two measurements, one after the other."""
+    other = replace(form, **{question: not getattr(form, question)})
+    as_it_is, changed = build(form), build(other)
     for _ in range(2):
-        before, seconds = _compare(ours, source, inputs)
-        trials.append(Trial("native", other, seconds, before))
+        before, seconds = _compare(as_it_is, changed, inputs)
+        trials.append(Trial(question, other, seconds, before))
         if seconds >= GAIN * before:
-            return form, trials
-    return other, trials
+            return form
+    return other
 
 
 def _compare(one: torch.nn.Module, other: torch.nn.Module, inputs: Sequence[Tensor]) -> tuple[float, float]:
