@@ -140,7 +140,7 @@ def test_the_sru_is_one_product_and_one_kernel():
 class Sleeper(nn.Module):
     def __init__(self, form):
         super().__init__()
-        self.seconds = 0.02 if form.merge else 0.002
+        self.seconds = (0.02 if form.merge else 0.002) + (0 if form.cells else 0.01)
 
     def forward(self, x):
         import time
