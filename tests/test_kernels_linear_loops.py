@@ -93,9 +93,9 @@ def test_long_runs_of_few_numbers_on_a_gpu_take_the_scan(sizes, scan, monkeypatc
     monkeypatch.setattr(triton_language, "refusal", lambda like: None)
     monkeypatch.setattr(elementwise_loop, "is_ordinary", lambda *tensors: True)
     parts = [[t.detach().to("meta") for t in part] for part in tensors(LEAK, sizes)]
-    assert elementwise_loop._choose(None, LEAK, flat(parts), sizes) == ("scan" if scan else "triton")
-    assert elementwise_loop._choose("triton", LEAK, flat(parts), sizes) == "triton"
-    assert elementwise_loop._choose(None, LEAK, [t.bfloat16() for t in flat(parts)], sizes) == "triton"
+    assert elementwise_loop.choose(None, LEAK, flat(parts), sizes) == ("scan" if scan else "triton")
+    assert elementwise_loop.choose("triton", LEAK, flat(parts), sizes) == "triton"
+    assert elementwise_loop.choose(None, LEAK, [t.bfloat16() for t in flat(parts)], sizes) == "triton"
     assert not elementwise_scan.prefers_scan(SRU, sizes)
 
 
