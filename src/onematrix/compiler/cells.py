@@ -6,7 +6,7 @@ from onematrix.compiler.merging import unscale
 from onematrix.compiler.recurrences import NoMatch, fed_series, flat_width, rows_of
 from onematrix.programs.part import ONE
 from onematrix.programs.program import Program
-from onematrix.programs.wiring import Wire, Wired, WiredLoop, WiredRow, WiredSeq, WiredStep
+from onematrix.programs.wiring import Wire, WiredLoop, WiredRow, WiredStep, outer_nodes
 from onematrix.structures.algebra import Sum
 from onematrix.structures.base import Structure
 from onematrix.structures.column import Column
@@ -52,7 +52,7 @@ def find_cells(program: Program, uses: dict[str, int]) -> dict[int, Cell]:
     """id(wired loop) → the cell it is."""
     rows: dict[str, WiredRow] = {}
     found: dict[int, Cell] = {}
-    for node in _outer(program.wiring):
+    for node in outer_nodes(program.wiring):
         if isinstance(node, WiredStep):
             rows |= {row.part: row for row in node.rows}
         elif isinstance(node, WiredLoop) and node.loop.over is not None:
@@ -63,12 +63,6 @@ def find_cells(program: Program, uses: dict[str, int]) -> dict[int, Cell]:
                 except (NoMatch, KeyError):
                     continue
     return found
-
-
-def _outer(wired: Wired) -> list[Wired]:
-    if isinstance(wired, WiredSeq):
-        return [node for child in wired.body for node in _outer(child)]
-    return [wired]
 
 
 class _Match:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from onematrix.programs.flow import parts_read, written
 from onematrix.programs.program import Program
-from onematrix.programs.wiring import Wired, WiredLoop, WiredRow, WiredSeq, WiredStep
+from onematrix.programs.wiring import Wired, WiredLoop, WiredRow, WiredStep, outer_nodes
 
 Item = WiredRow | WiredLoop
 
@@ -26,13 +26,11 @@ def by_demand(program: Program) -> list[Item]:
 
 
 def _items(wired: Wired) -> Iterator[Item]:
-    if isinstance(wired, WiredSeq):
-        for child in wired.body:
-            yield from _items(child)
-    elif isinstance(wired, WiredStep):
-        yield from wired.rows
-    else:
-        yield wired
+    for node in outer_nodes(wired):
+        if isinstance(node, WiredStep):
+            yield from node.rows
+        else:
+            yield node
 
 
 def _written(item: Item) -> list[str]:

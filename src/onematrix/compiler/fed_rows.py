@@ -4,12 +4,12 @@ The kernel knows that nobody else reads them: without gradients it need not hold
 states over them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onematrix.compiler.merging import Member, Merge, member_of, unscale
 from onematrix.programs.program import Program
-from onematrix.programs.wiring import Wire, Wired, WiredLoop, WiredRow, WiredSeq, WiredStep
+from onematrix.programs.wiring import Wire, WiredLoop, WiredRow, every_row, outer_nodes
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,9 @@ def find_fed_rows(
 
     absorbed: ids of the wires of biases that are added with a merge. uses: how often each part is read.
     """
-    nodes = list(_outer(program.wiring))
-    rows = {row.part: row for node in nodes if isinstance(node, WiredStep) for row in node.rows}
+    rows = {row.part: row for row in every_row(program.wiring, loops=False)}
     found: dict[int, FedRows] = {}
-    for node in nodes:
+    for node in outer_nodes(program.wiring):
         if not isinstance(node, WiredLoop) or node.loop.over is None:
             continue
         products: dict[int | str, dict[str, Member]] = {}
@@ -49,14 +48,6 @@ def find_fed_rows(
             if len(members) == len(merge.members):
                 found[id(node)] = FedRows(merge, {name: rows[name] for name in members}, members)
     return found
-
-
-def _outer(wired: Wired) -> Iterator[WiredStep | WiredLoop]:
-    if isinstance(wired, WiredSeq):
-        for child in wired.body:
-            yield from _outer(child)
-    else:
-        yield wired
 
 
 def _passed(feed: WiredRow) -> str:

@@ -12,7 +12,7 @@ from onematrix.compiler.code import Code
 from onematrix.kernels.merged_product import merged_product
 from onematrix.programs.part import ONE
 from onematrix.programs.program import Program
-from onematrix.programs.wiring import Wire, Wired, WiredSeq, WiredStep
+from onematrix.programs.wiring import Wire, every_row
 from onematrix.structures.base import Structure
 from onematrix.structures.column import Column
 from onematrix.structures.dense import Dense
@@ -41,16 +41,15 @@ def plan_merges(program: Program) -> tuple[dict[int, Merge], set[int]]:
     """id(wire) → its merge, and the ids of the wires of biases that are added with them."""
     groups: dict[tuple[str, int, bool], list[Member]] = {}
     biases: dict[int, Wire] = {}
-    for step in _outer_steps(program.wiring):
-        for row in step.rows:
-            own = row.join is not None and row.join.keeps_operand_shapes
-            if own or not any(isinstance(size, str) for size in program.parts[row.part].shape):
-                continue
-            for wires in row.sums:
-                for wire in wires:
-                    member = member_of(wire, wires, program, biases)
-                    if member is not None:
-                        groups.setdefault((wire.column, wire.kept, wire.flattens), []).append(member)
+    for row in every_row(program.wiring, loops=False):
+        own = row.join is not None and row.join.keeps_operand_shapes
+        if own or not any(isinstance(size, str) for size in program.parts[row.part].shape):
+            continue
+        for wires in row.sums:
+            for wire in wires:
+                member = member_of(wire, wires, program, biases)
+                if member is not None:
+                    groups.setdefault((wire.column, wire.kept, wire.flattens), []).append(member)
     found: dict[int, Merge] = {}
     taken: set[int] = set()
     for (column, _, _), members in groups.items():
@@ -81,14 +80,6 @@ def merged_text(code: Code, x: str, weights: Sequence[str], vectors: Sequence[st
         return f"{code.constant(merged_product)}({x}, {whole}, {bias if vectors else None})"
     texts = [code.first(f"torch.cat({given})") for given in (bias, whole) if given != "[]"]
     return f"linear({', '.join([x, *reversed(texts)])})"
-
-
-def _outer_steps(wired: Wired) -> list[WiredStep]:
-    if isinstance(wired, WiredStep):
-        return [wired]
-    if isinstance(wired, WiredSeq):
-        return [step for child in wired.body for step in _outer_steps(child)]
-    return []
 
 
 def member_of(

@@ -45,9 +45,8 @@ def run_fed_dense_loop(
     >>> run_fed_dense_loop(torch.ones(1, 3, 1), [one], None, [[one / 2]], 0 * one, ((1, "identity"),))[0].flatten()
     tensor([1.0000, 1.5000, 1.7500])
     """
-    ticks_lead = x.shape[2] <= sum(
-        len(w) for w in weights
-    )  # the copy of x is smaller than what it puts in order
+    height = sum(len(w) for w in weights)
+    ticks_lead = x.shape[2] <= height  # the copy of x is smaller than what it puts in order
     fed = FedProduct(x.transpose(0, 1) if ticks_lead else x, weights, biases)
     count = x.shape[1] if ticks is None else ticks
     plan = DensePlan(activations, count, after, reverse, last_only, zero, read)

@@ -23,7 +23,7 @@ def run_to_final(inputs: Tensor, weight: Tensor, init: Tensor, plan: DensePlan) 
         return pair[(plan.ticks - 1) % 2, :, start:stop].clone()
     # As columns, states are multiplied by W in the order it is stored, but what is fed has to be turned.
     columns = reads_as_columns(init, plan)
-    turned = weight.t() if columns else turned_weight(weight, plan)
+    turned = weight.t() if columns else turned_weight(weight, plan.ticks)
     fed = plan.at_every_tick(inputs.unbind(0), inputs.new_zeros(1, init.shape[1]))
     before, order = init, plan.order
     rooms = [room_of_state(init, columns) for _ in range(min(2, plan.ticks - 1))]

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from onematrix.kernels.dense_plan import Activations, DensePlan
 from onematrix.kernels.numba_arrays import distinct, flat, format_of, refusal, strided
-from onematrix.kernels.scalar_functions import SAFE, scalar_functions
+from onematrix.kernels.scalar_functions import REORDERED, SAFE, scalar_functions
 
 FEW = 512  # numbers of a state, of all samples, up to which the loop is the faster
 WORTHWHILE = 2048  # numbers of all states from which on the loop is worth its compilation, a second or two
 KINDS = {"identity": 0, "tanh": 1, "relu": 2, "sigmoid": 3}
-REORDERED = {*SAFE, "reassoc", "nsz"}  # sums of products run side by side, as in every matrix product
 
 
 def serves(init: Tensor, plan: DensePlan) -> bool:

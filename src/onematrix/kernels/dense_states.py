@@ -67,7 +67,7 @@ class DenseStates(torch.autograd.Function):
         delta = _deltas(weight, states, sums, plan, (None if plan.last_only else grads[0], grads[1]))
         return (
             _input_gradient(delta, inputs, plan) if needs[0] else None,
-            _weight_gradient(delta, states, init, plan) if needs[1] else None,
+            weight_gradient(delta, states, init, plan.reverse, plan.zero) if needs[1] else None,
             delta[plan.order[0]] @ weight if needs[2] else None,
             None,
         )
@@ -91,7 +91,7 @@ def run_in_place(
     rows = states.unbind(0)
     written = rows if sums is None else sums.unbind(0)
     activate = _activations(states, rows, sums, plan.activations)
-    turned, before = turned_weight(weight, plan), init
+    turned, before = turned_weight(weight, plan.ticks), init
     fed = rows if over else plan.at_every_tick(inputs.unbind(0), inputs.new_zeros(1, init.shape[1]))
     for t in plan.order:
         if before is not init or not plan.zero:
@@ -104,10 +104,10 @@ def run_in_place(
     return states, sums
 
 
-def turned_weight(weight: Tensor, plan: DensePlan) -> Tensor:
+def turned_weight(weight: Tensor, ticks: int) -> Tensor:
     """Wᵀ, copied into the order a product reads it where the ticks are worth it."""
     turned = weight.t()
-    return turned.contiguous() if plan.ticks * TURNED >= len(weight) else turned
+    return turned.contiguous() if ticks * TURNED >= len(weight) else turned
 
 
 def _activations(states: Tensor, rows: Rows, sums: Tensor | None, activations: Activations) -> Work:
@@ -201,13 +201,13 @@ def _derivative(name: str, total: Tensor) -> Tensor:
         return torch.autograd.grad(result, leaf, torch.ones_like(result))[0]
 
 
-def _weight_gradient(delta: Tensor, states: Tensor, init: Tensor, plan: DensePlan) -> Tensor:
-    """Σ_t Δ_t s_{t-1}ᵀ: one product over all ticks but the first, whose state before is `init`."""
-    later, before = (delta[:-1], states[1:]) if plan.reverse else (delta[1:], states[:-1])
+def weight_gradient(delta: Tensor, states: Tensor, init: Tensor, reverse: bool, zero: bool = False) -> Tensor:
+    """Σ_t Δ_t s_{t-1}ᵀ: one product over all ticks but the first, whose state before is `init`, zero or not."""
+    later, before = (delta[:-1], states[1:]) if reverse else (delta[1:], states[:-1])
     later, before = later.flatten(0, 1).t(), before.flatten(0, 1)
-    if plan.zero:
+    if zero:
         return later @ before
-    return torch.addmm(delta[plan.order[0]].t() @ init, later, before)
+    return torch.addmm(delta[-1 if reverse else 0].t() @ init, later, before)
 
 
 def _input_gradient(delta: Tensor, inputs: Tensor, plan: DensePlan) -> Tensor:

@@ -13,9 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from onematrix.kernels.numba_arrays import distinct, format_of
-from onematrix.kernels.scalar_functions import SAFE, scalar_functions
+from onematrix.kernels.scalar_functions import REORDERED, SAFE, scalar_functions
 
-REORDERED = {*SAFE, "reassoc", "nsz"}  # sums of products run side by side, as in every matrix product
 Loop = Callable[..., None]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onematrix.kernels.dense_states import weight_gradient
 from onematrix.kernels.gated_numba import run_gru, run_gru_backward, run_lstm, run_lstm_backward
 from onematrix.kernels.gated_ticks import run_gru_backward_ticks, run_gru_ticks
 from onematrix.kernels.gated_torch import State, run_gated_by_torch
@@ -144,7 +145,7 @@ def _backward_lstm(
     every, dh, dc = _every(grads[0], out), _own(grads[1], h), _own(grads[2], c)
     delta = torch.empty_like(gates)
     run_lstm_backward(w_hh, c, gates, cells, (every, dh, dc), delta, reverse)
-    carried = _carried(delta, out, h, reverse, needs[4])
+    carried = weight_gradient(delta, out, h, reverse) if needs[4] else None
     bias = delta.sum((0, 1)) if any(needs[5:]) else None
     return [
         _to_inputs(delta, w_ih, needs[0]),
@@ -166,7 +167,7 @@ def _backward_gru(
     delta, fed_n = torch.empty_like(gates), torch.empty_like(out)
     run = run_gru_backward_ticks if _by_ticks(h) else run_gru_backward
     run(w_hh, h, gates, carried, out, (every, dh, more), delta, fed_n, reverse)
-    made = _carried(delta, out, h, reverse, needs[3])
+    made = weight_gradient(delta, out, h, reverse) if needs[3] else None
     b_hh = delta.sum((0, 1)) if any(needs[5:]) else None
     delta[..., 2 * h.shape[1] :] = fed_n
     b_ih = delta.sum((0, 1)) if any(needs[4:5]) else None
@@ -198,15 +199,6 @@ def _to_inputs(delta: Tensor, w_ih: Tensor, needed: bool) -> Tensor | None:
 def _to_weight(delta: Tensor, inputs: Tensor, needed: bool) -> Tensor | None:
     """Σ_t Δ_t x_tᵀ."""
     return delta.flatten(0, 1).t() @ inputs.flatten(0, 1) if needed else None
-
-
-def _carried(delta: Tensor, out: Tensor, h: Tensor, reverse: bool, needed: bool) -> Tensor | None:
-    """Σ_t Δ_t h_{t-1}ᵀ: one product over all ticks but the first, which started from h."""
-    if not needed:
-        return None
-    later, before = (delta[:-1], out[1:]) if reverse else (delta[1:], out[:-1])
-    first = delta[-1 if reverse else 0].t() @ h
-    return torch.addmm(first, later.flatten(0, 1).t(), before.flatten(0, 1))
 
 
 FORWARD = {"lstm": _forward_lstm, "gru": _forward_gru}

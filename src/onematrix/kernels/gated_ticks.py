@@ -7,7 +7,7 @@ gradients.
 import torch
 from torch import Tensor
 
-from onematrix.kernels.dense_states import TURNED
+from onematrix.kernels.dense_states import turned_weight
 from onematrix.kernels.gated_numba import arrays_of, loops
 from onematrix.kernels.numba_arrays import format_of
 
@@ -18,7 +18,7 @@ def run_gru_ticks(
     """As `gated_numba.run_gru`."""
     tick = loops("gru", format_of(out), own=False)[0]
     p, ticks = gates.new_empty(gates.shape[1:]), len(out)
-    turned = w_hh.t().contiguous() if ticks * TURNED >= len(w_hh) else w_hh.t()
+    turned = turned_weight(w_hh, ticks)
     fixed = arrays_of(w_hh, b_hn, h, p)
     gate, q, hidden = arrays_of(gates, carried, out)
     whole = len(carried) == ticks

@@ -17,6 +17,7 @@ import numpy as np
 
 # Products and sums may be contracted to fused ones; nothing is reordered, so nan and infinities stay.
 SAFE = {"contract"}
+REORDERED = {*SAFE, "reassoc", "nsz"}  # sums of products run side by side, as in every matrix product
 Scalar = Callable[..., Any]
 
 

@@ -191,6 +191,13 @@ class _Wirer:
         )
 
 
+def outer_nodes(wired: Wired) -> list[WiredStep | WiredLoop]:
+    """The steps and loops that run one after the other, in order; not those inside loops."""
+    if isinstance(wired, WiredSeq):
+        return [node for child in wired.body for node in outer_nodes(child)]
+    return [wired]
+
+
 def every_row(wired: Wired, loops: bool = True) -> list[WiredRow]:
     """The rows in order, those inside loops (loops=False: without them)."""
     if isinstance(wired, WiredSeq):
